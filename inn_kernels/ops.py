@@ -1,0 +1,122 @@
+"""The operations as PyTorch operators, `torch.ops.inn_kernels.*`: schemas, shapes for tracing, and their kernels.
+
+Each operation has one schema. The compiled library (csrc) implements it for CPU tensors; where it is missing, and on
+devices without a kernel, the operator falls back to `reference`, so that an exported graph runs anywhere. None of
+these knows autograd: `integral_nn` adds it, in terms of the same operations.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+
+import torch
+from torch import Tensor
+
+from inn_kernels import reference
+
+_SCHEMAS = (
+    "discretize(Tensor nodes, Tensor out_start, Tensor out_weight, Tensor in_start, Tensor in_weight, "
+    "ScalarType dtype) -> Tensor",
+    "discretize_adjoint(Tensor grad, Tensor out_start, Tensor out_weight, Tensor in_start, Tensor in_weight, "
+    "SymInt out_nodes, SymInt in_nodes, ScalarType dtype) -> Tensor",
+    "discretize_tap_gradient(Tensor nodes, Tensor grad, Tensor out_start, Tensor out_weight, Tensor in_start, "
+    "Tensor in_weight, bool need_out, bool need_in) -> (Tensor, Tensor)",
+    "interpolate(Tensor x, Tensor start, Tensor weight, int dim, ScalarType dtype) -> Tensor",
+    "spread(Tensor x, Tensor start, Tensor weight, SymInt nodes, int dim, ScalarType dtype) -> Tensor",
+    "interpolate_tap_gradient(Tensor x, Tensor grad, Tensor start, int dim) -> Tensor",
+)
+NAMES = tuple(schema.partition("(")[0] for schema in _SCHEMAS)
+
+_library = torch.library.Library("inn_kernels", "DEF")
+for _schema, _name in zip(_SCHEMAS, NAMES):
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+
+
+def _load_compiled() -> str | None:
+    """Load the CPU kernels. Returns None when they are there, else why they are not."""
+    found = glob.glob(os.path.join(os.path.dirname(__file__), "_C*.so"))
+    if not found:
+        return "the C++ library was not built (no compiler when inn-kernels was installed)"
+    try:
+        torch.ops.load_library(found[0])
+    except OSError as error:
+        return f"the C++ library does not load: {error}"
+    return None
+
+
+compiled_missing: str | None = _load_compiled()
+"""Why the compiled CPU kernels are absent, or None when they are loaded."""
+
+
+def _like(x: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
+    """An empty result of the layout the kernels write: channels_last if x is (and not also contiguous), else contiguous."""
+    out = x.new_empty(shape, dtype=dtype)
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return out.contiguous(memory_format=torch.channels_last) if last else out
+
+
+@torch.library.register_fake("inn_kernels::discretize")
+def _(nodes: Tensor, out_start: Tensor, out_weight: Tensor, in_start: Tensor, in_weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return _like(nodes, [out_start.shape[0], in_start.shape[0], *nodes.shape[2:]], dtype)
+
+
+@torch.library.register_fake("inn_kernels::discretize_adjoint")
+def _(
+    grad: Tensor,
+    out_start: Tensor,
+    out_weight: Tensor,
+    in_start: Tensor,
+    in_weight: Tensor,
+    out_nodes: int,
+    in_nodes: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return _like(grad, [out_nodes, in_nodes, *grad.shape[2:]], dtype)
+
+
+@torch.library.register_fake("inn_kernels::discretize_tap_gradient")
+def _(
+    nodes: Tensor,
+    grad: Tensor,
+    out_start: Tensor,
+    out_weight: Tensor,
+    in_start: Tensor,
+    in_weight: Tensor,
+    need_out: bool,
+    need_in: bool,
+) -> tuple[Tensor, Tensor]:
+    k = out_start.shape[0] if need_out else 0
+    n = in_start.shape[0] if need_in else 0
+    return out_weight.new_empty(k, 4), in_weight.new_empty(n, 4)
+
+
+@torch.library.register_fake("inn_kernels::interpolate")
+def _(x: Tensor, start: Tensor, weight: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(_replaced(x, dim, start.shape[0]), dtype=dtype)
+
+
+@torch.library.register_fake("inn_kernels::spread")
+def _(x: Tensor, start: Tensor, weight: Tensor, nodes: int, dim: int, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(_replaced(x, dim, nodes), dtype=dtype)
+
+
+@torch.library.register_fake("inn_kernels::interpolate_tap_gradient")
+def _(x: Tensor, grad: Tensor, start: Tensor, dim: int) -> Tensor:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(start.shape[0], 4, dtype=wide)
+
+
+def _replaced(x: Tensor, dim: int, size: int) -> list[int]:
+    shape = list(x.shape)
+    shape[dim] = size
+    return shape
+
+
+discretize = torch.ops.inn_kernels.discretize.default
+discretize_adjoint = torch.ops.inn_kernels.discretize_adjoint.default
+discretize_tap_gradient = torch.ops.inn_kernels.discretize_tap_gradient.default
+interpolate = torch.ops.inn_kernels.interpolate.default
+spread = torch.ops.inn_kernels.spread.default
+interpolate_tap_gradient = torch.ops.inn_kernels.interpolate_tap_gradient.default

@@ -1,0 +1,229 @@
+"""Quadratures: weights q with  sum_l q[l] f(P[l]) ~ integral of f over [0, 1].
+
+Every rule works on any partition (increasing points in [0, 1]), is written in differentiable
+PyTorch, and is evaluated in float64. `h` is the vector of gaps between neighbouring points.
+
+    left         q[l] = P[l+1] - P[l]             order 1   (the last cell ends at 1)
+    right        q[l] = P[l] - P[l-1]             order 1   (the first cell starts at 0)
+    trapezoid    q[l] = (h[l-1] + h[l]) / 2       order 2   (paper, Fig. 2c)
+    midpoint     cell edges halfway between neighbours; equal weights on cell-centred points; order 2
+    simpson      a parabola through each three points; order 4, even and odd counts alike
+    gauss-legendre  the interpolatory rule of the points; on Legendre's points, exact to degree 2n - 1
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Quadrature = Union[str, Tensor, Callable[[Tensor], Tensor]]
+
+
+def uniform_partition(n: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
+    """The n points k/(n-1): both ends of [0, 1] included. One point sits at 0. Shape [n]."""
+    n = _point_count(n)
+    return torch.arange(n, dtype=torch.float64, device=device).div(max(n - 1, 1)).to(dtype or torch.get_default_dtype())
+
+
+def midpoint_partition(n: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
+    """The centres (k + 1/2)/n of n equal cells of [0, 1]. Shape [n]."""
+    n = _point_count(n)
+    points = (torch.arange(n, dtype=torch.float64, device=device) + 0.5) / n
+    return points.to(dtype or torch.get_default_dtype())
+
+
+def gauss_legendre_partition(
+    n: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """The n zeros of Legendre's polynomial of degree n, moved from [-1, 1] to [0, 1]. Shape [n]."""
+    points, _ = _legendre_rule(_point_count(n))
+    return torch.tensor(points, dtype=dtype or torch.get_default_dtype(), device=device)
+
+
+def partition_for(
+    quadrature: Quadrature, n: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """The n points a quadrature wants: Legendre's, the cell centres, or (every other rule) uniform ones."""
+    rule = _PARTITIONS.get(quadrature, uniform_partition) if isinstance(quadrature, str) else uniform_partition
+    return rule(n, dtype=dtype, device=device)
+
+
+def partition_from_deltas(delta: Tensor) -> Tensor:
+    """Trainable partition P = cumsum(delta^2 / sum delta^2) with P[0] = 0 (paper, section 3.2).
+
+    Args:
+        delta: [n] latent gaps of any sign; gap k is proportional to delta[k]^2. The paper fixes delta[0] = 0;
+            its value is ignored here, so that P[0] = 0 holds whatever an optimizer does to it.
+
+    Returns:
+        [n] points from 0 to 1, non-decreasing, differentiable in `delta`. A zero delta makes two points coincide.
+    """
+    if not isinstance(delta, Tensor) or not delta.is_floating_point():
+        raise TypeError(f"delta must be a floating-point tensor, got {_describe(delta)}")
+    if delta.dim() != 1 or delta.shape[0] < 2:
+        raise ValueError(f"delta must have shape [n] with n >= 2, got {list(delta.shape)}")
+    gaps = delta[1:].square()
+    return torch.nn.functional.pad(torch.cumsum(gaps / gaps.sum(), 0), (1, 0))
+
+
+def minimum_points(quadrature: Quadrature) -> int:
+    """The fewest points a quadrature can work with: 2 for the closed rules (trapezoid, simpson), else 1."""
+    return 2 if isinstance(quadrature, str) and quadrature in ("trapezoid", "simpson") else 1
+
+
+def check_quadrature(quadrature: Quadrature) -> None:
+    """Raise unless `quadrature` is a known name, a floating-point tensor [n], or a callable."""
+    if isinstance(quadrature, str):
+        if quadrature not in _RULES:
+            raise ValueError(f"quadrature must be one of {sorted(_RULES)}, a tensor or a callable, got {quadrature!r}")
+    elif isinstance(quadrature, Tensor):
+        if not quadrature.is_floating_point():
+            raise TypeError(f"quadrature must be a floating-point tensor, got dtype {quadrature.dtype}")
+        if quadrature.dim() != 1:
+            raise ValueError(f"quadrature must be a tensor of shape [n], got shape {list(quadrature.shape)}")
+    elif not callable(quadrature):
+        raise TypeError(f"quadrature must be a name, a tensor or a callable, got {_describe(quadrature)}")
+
+
+def weights(quadrature: Quadrature, partition: Tensor) -> Tensor:
+    """The weights q of a quadrature on a partition, in the partition's dtype.
+
+    Args:
+        quadrature: a name, a tensor of weights [n] (returned as it is), or a callable partition -> weights.
+        partition: [n] increasing points in [0, 1].
+
+    Returns:
+        [n] weights, differentiable in `partition` (and in a tensor or callable quadrature).
+
+    Raises:
+        ValueError: unknown name, too few points for a closed rule, or weights whose shape is not [n].
+        TypeError: a quadrature of any other type.
+    """
+    check_quadrature(quadrature)
+    n = partition.shape[0]
+    if isinstance(quadrature, str):
+        if n < minimum_points(quadrature):
+            raise ValueError(f"partition must have at least 2 points for the closed rule {quadrature!r}, got {n}")
+        return _RULES[quadrature](partition.double()).to(partition.dtype)
+    q = quadrature if isinstance(quadrature, Tensor) else quadrature(partition)
+    if not isinstance(q, Tensor):
+        raise TypeError(f"quadrature must return a tensor, got {_describe(q)}")
+    if q.shape != partition.shape:
+        raise ValueError(f"quadrature must have one weight a point, shape {[n]}, got shape {list(q.shape)}")
+    if q.device != partition.device:
+        raise ValueError(f"quadrature must be on the partition's device {partition.device}, got {q.device}")
+    return q
+
+
+def _left(p: Tensor) -> Tensor:
+    return torch.cat([p[1:], p.new_ones(1)]) - p
+
+
+def _right(p: Tensor) -> Tensor:
+    return p - torch.cat([p.new_zeros(1), p[:-1]])
+
+
+def _trapezoid(p: Tensor) -> Tensor:
+    half = (p[1:] - p[:-1]) / 2
+    return torch.nn.functional.pad(half, (0, 1)) + torch.nn.functional.pad(half, (1, 0))
+
+
+def _midpoint(p: Tensor) -> Tensor:
+    edges = torch.cat([p.new_zeros(1), (p[1:] + p[:-1]) / 2, p.new_ones(1)])
+    return edges[1:] - edges[:-1]
+
+
+def _simpson(p: Tensor) -> Tensor:
+    h = p[1:] - p[:-1]
+    intervals = h.shape[0]
+    if intervals == 1:
+        return _trapezoid(p)
+    if intervals % 2 == 0:
+        return _parabolas(h)
+    # An odd number of intervals: one end interval takes the parabola through its three nearest
+    # points. Doing it at either end and averaging keeps the rule symmetric.
+    pad = torch.nn.functional.pad
+    last = pad(_parabolas(h[:-1]), (0, 1)) + pad(_end_interval(h[-1], h[-2]), (intervals - 2, 0))
+    first = pad(_parabolas(h[1:]), (1, 0)) + pad(_end_interval(h[0], h[1]).flip(0), (0, intervals - 2))
+    return (first + last) / 2
+
+
+def _parabolas(h: Tensor) -> Tensor:
+    """Composite Simpson weights over pairs of unequal intervals; h has even length, the result h + 1."""
+    if h.shape[0] == 0:
+        return h.new_zeros(1)
+    h0, h1 = h[0::2], h[1::2]
+    both = h0 + h1
+    left = both / 6 * (2 - h1 / h0)
+    middle = both**3 / (6 * h0 * h1)
+    right = both / 6 * (2 - h0 / h1)
+    pad = torch.nn.functional.pad
+    starts = torch.stack([left, middle], 1).flatten()
+    ends = torch.stack([torch.zeros_like(right), right], 1).flatten()
+    return pad(starts, (0, 1)) + pad(ends, (1, 0))
+
+
+def _end_interval(h_end: Tensor, h_next: Tensor) -> Tensor:
+    """Integral over the end interval of the parabola through three points, innermost point first. Shape [3]."""
+    inner = -(h_end**3) / (6 * h_next * (h_next + h_end))
+    middle = (h_end**2 + 3 * h_end * h_next) / (6 * h_next)
+    outer = (2 * h_end**2 + 3 * h_end * h_next) / (6 * (h_end + h_next))
+    return torch.stack([inner, middle, outer])
+
+
+def _gauss_legendre(p: Tensor) -> Tensor:
+    n = p.shape[0]
+    points, q = _legendre_rule(n)
+    if not p.requires_grad and torch.allclose(p, p.new_tensor(points), rtol=0, atol=1e-6 / n**2):
+        return p.new_tensor(q)
+    # Any other points: the weights that integrate Legendre's polynomials 0 .. n-1 exactly.
+    x = 2 * p - 1
+    rows = [torch.ones_like(x), x]
+    for k in range(1, n - 1):
+        rows.append(((2 * k + 1) * x * rows[k] - k * rows[k - 1]) / (k + 1))
+    moments = torch.zeros_like(p)
+    moments[0] = 1
+    q = torch.linalg.solve(torch.stack(rows[:n]), moments)
+    if not torch.compiler.is_compiling() and float(q.detach().abs().sum()) > 1e3:
+        raise ValueError(
+            f"partition admits no stable gauss-legendre rule ({n} points far from Legendre's); "
+            "pass an int, or points from gauss_legendre_partition"
+        )
+    return q
+
+
+@functools.lru_cache(maxsize=64)
+def _legendre_rule(n: int) -> tuple[np.ndarray, np.ndarray]:
+    points, q = np.polynomial.legendre.leggauss(n)
+    return (points + 1) / 2, q / 2
+
+
+def _point_count(n: int) -> int:
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer, torch.SymInt)):
+        raise TypeError(f"n must be an int, got {_describe(n)}")
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    return n
+
+
+def _describe(value: object) -> str:
+    return f"a tensor of dtype {value.dtype}" if isinstance(value, Tensor) else f"{type(value).__name__} {value!r}"
+
+
+_PARTITIONS: dict[str, Callable[..., Tensor]] = {
+    "midpoint": midpoint_partition,
+    "gauss-legendre": gauss_legendre_partition,
+}
+_RULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "left": _left,
+    "right": _right,
+    "trapezoid": _trapezoid,
+    "midpoint": _midpoint,
+    "simpson": _simpson,
+    "gauss-legendre": _gauss_legendre,
+}

@@ -1,0 +1,292 @@
+"""Taps: everything a kernel needs to know of a partition, its basis, boundary and quadrature.
+
+A point x of a partition sees four consecutive nodes:
+
+    F(x) = sum_i nodes[i] u(s - i) = sum_{t<4} weight[t] nodes[start + t],      s = position of x in node units   (Eq. 5)
+
+`u` is the cubic convolution kernel (parameter a) or the hat function. Nodes that a tap would take from outside
+are replaced by the boundary, and that is folded into the four weights, as are quadrature and scale (Eq. 6). So a
+kernel sees `start` and `weight` alone:
+
+    start   int32 [K]      first of the four nodes, non-decreasing, 0 <= start <= max(0, M - 4)
+    weight  [K, 4]         computed in float64, kept in the dtype that accumulates; 0 where start + t >= M
+
+`weight` is plain differentiable PyTorch in the points and in the quadrature: a trainable partition needs from
+each kernel only the gradient of `weight`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import NamedTuple, Union
+
+import torch
+from torch import Tensor
+
+from inn_kernels import quadrature as rules
+from inn_kernels.quadrature import Quadrature
+
+Partition = Union[Tensor, int]
+
+BOUNDARIES = ("clamp", "keys")
+
+
+class Basis(NamedTuple):
+    """How nodes become a function: cubic kernel parameter, boundary rule, kernel family."""
+
+    a: float = -0.75
+    boundary: str = "clamp"
+    kernel: str = "cubic"
+
+
+class Taps(NamedTuple):
+    """Four consecutive nodes and their weights for each of K points on M nodes."""
+
+    start: Tensor  # int32 [K]
+    weight: Tensor  # [K, 4]
+    nodes: int  # M
+
+    @property
+    def points(self) -> int:
+        """K, the number of points."""
+        return self.start.shape[0]
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype sums are kept in: float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def node_position(partition: Tensor, nodes: int, centred: bool) -> Tensor:
+    """Points in units of nodes. Node i sits at i/(M-1), or, `centred`, at the cell centre (i + 1/2)/M."""
+    return partition * nodes - 0.5 if centred else partition * (nodes - 1)
+
+
+def make_taps(
+    partition: Tensor,
+    nodes: int,
+    basis: Basis = Basis(),
+    *,
+    centred: bool = False,
+    multiplier: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Taps:
+    """Taps of a partition on `nodes` nodes, differentiable in `partition` and `multiplier`.
+
+    Args:
+        partition: [K] non-decreasing points in [0, 1].
+        nodes: M, the number of nodes along the axis, at least 1.
+        basis: cubic parameter, boundary and kernel.
+        centred: nodes at cell centres (the midpoint quadrature's placement) instead of at i/(M-1).
+        multiplier: [K] factor of each point's weights: quadrature times scale.
+        dtype: of the weights: what the kernel accumulates in.
+    """
+    s = node_position(partition.double(), nodes, centred)
+    cell = _cell(s.detach(), nodes, centred, partition.dtype)
+    u = _kernel_weights(s - cell, basis)  # [K, 4], nodes cell - 1 .. cell + 2
+    start = (cell - 1).clamp(0, max(nodes - 4, 0)).to(torch.int32)
+    touched = cell.to(torch.int64)[:, None] + torch.arange(-1, 3, device=cell.device)  # [K, 4], may lie outside
+    fold = _boundary_matrix(touched, start, nodes, basis.boundary)  # [K, 4 touched, 4 kept]
+    weight = (u.unsqueeze(-1) * fold).sum(1)
+    if multiplier is not None:
+        weight = weight * multiplier.double()[:, None]
+    return Taps(start, weight.to(dtype), nodes)
+
+
+def _cell(s: Tensor, nodes: int, centred: bool, dtype: torch.dtype) -> Tensor:
+    """Index of the node at or left of each position.
+
+    A point within round-off of a node belongs to the cell that starts there: uniform points computed in float32
+    would otherwise fall to either side at random, and the adjoint would gather from more points than it needs.
+    The kernel is smooth across nodes, so values and gradients do not change.
+    """
+    slack = nodes * (2.0**-48 if dtype == torch.float64 else 2.0**-22)
+    last = nodes - 1 if centred else max(nodes - 2, 0)
+    return torch.floor(s + slack).clamp(-1 if centred else 0, last)
+
+
+def _kernel_weights(t: Tensor, basis: Basis) -> Tensor:
+    """u at distances t + 1, t, 1 - t, 2 - t: the weights of the four nodes around a point, for t in [0, 1]."""
+    r = 1 - t
+    if basis.kernel == "linear":
+        return torch.stack([torch.zeros_like(t), r, t, torch.zeros_like(t)], -1)
+    a = basis.a
+    return torch.stack(
+        [
+            a * t * r * r,
+            1 + t * t * ((a + 2) * t - (a + 3)),
+            1 + r * r * ((a + 2) * r - (a + 3)),
+            a * r * t * t,
+        ],
+        -1,
+    )
+
+
+def _boundary_matrix(touched: Tensor, start: Tensor, nodes: int, boundary: str) -> Tensor:
+    """E with  node value touched[k, j] = sum_t E[k, j, t] nodes[start[k] + t]. Shape [K, 4, 4]."""
+    kept = start[:, None] + torch.arange(4, device=start.device)  # [K, 4]
+    order = min(nodes, 3)
+    if boundary == "clamp" or order == 1:
+        return (touched.clamp(0, nodes - 1)[:, :, None] == kept[:, None, :]).double()
+    matrix = (touched[:, :, None] == kept[:, None, :]).double()
+    inside = ((touched >= 0) & (touched < nodes))[:, :, None]
+    matrix = torch.where(inside, matrix, 0.0)
+    # Extrapolate the polynomial through the `order` nodes at an end: c[-d] = sum_i lagrange_i(-d) c[i].
+    for distance, first, step in ((-touched, 0, 1), (touched - (nodes - 1), nodes - 1, -1)):
+        d = distance.clamp(min=0).double()
+        lagrange = ((d + 1) * (d + 2) / 2, -d * (d + 2), d * (d + 1) / 2) if order == 3 else (d + 1, -d)
+        for i, coefficient in enumerate(lagrange):
+            here = (kept == first + step * i)[:, None, :] & (distance > 0)[:, :, None]
+            matrix = matrix + torch.where(here, coefficient[:, :, None], 0.0)
+    return matrix
+
+
+def check_basis(basis: Basis) -> None:
+    """Raise unless `basis` names a known kernel and boundary and a finite `a`."""
+    if basis.kernel not in ("cubic", "linear"):
+        raise ValueError(f"kernel must be 'cubic' or 'linear', got {basis.kernel!r}")
+    if basis.boundary not in BOUNDARIES:
+        raise ValueError(f"boundary must be one of {list(BOUNDARIES)}, got {basis.boundary!r}")
+    if isinstance(basis.a, bool) or not isinstance(basis.a, (int, float)):
+        raise TypeError(f"a must be a float, got {type(basis.a).__name__} {basis.a!r}")
+    if not -1e6 < basis.a < 1e6:
+        raise ValueError(f"a must be finite, got {basis.a!r}")
+
+
+def check_partition(partition: Partition, name: str) -> None:
+    """Raise unless `partition` is a positive int or strictly increasing finite points in [0, 1], shape [K]."""
+    if isinstance(partition, bool) or not isinstance(partition, (int, Tensor, torch.SymInt)):
+        raise TypeError(f"{name} must be a tensor of points, an int or None, got {type(partition).__name__}")
+    if not isinstance(partition, Tensor):
+        if partition < 1:
+            raise ValueError(f"{name} must have at least 1 point, got {partition}")
+        return
+    if not partition.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got dtype {partition.dtype}")
+    if partition.dim() != 1:
+        raise ValueError(f"{name} must have shape [K], got shape {list(partition.shape)}")
+    if partition.shape[0] == 0:
+        raise ValueError(f"{name} must have at least 1 point, got an empty tensor")
+    if torch.compiler.is_compiling():  # the points are not known while a graph is traced
+        return
+    points = partition.detach()
+    if not bool(torch.isfinite(points).all()):
+        raise ValueError(f"{name} must be finite, got NaN or infinite points")
+    low, high = float(points[0]), float(points[-1])
+    falls = points[1:] <= points[:-1]
+    if bool(falls.any()):
+        k = int(falls.int().argmax())
+        raise ValueError(
+            f"{name} must be strictly increasing, got {float(points[k])} before {float(points[k + 1])} at point {k}"
+        )
+    if low < 0 or high > 1:
+        raise ValueError(f"{name} must lie in [0, 1], got points from {low} to {high}")
+
+
+def taps_for(
+    partition: Partition,
+    nodes: int,
+    basis: Basis = Basis(),
+    *,
+    quadrature: Quadrature = "trapezoid",
+    weighted: bool = False,
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    name: str = "partition",
+) -> Taps:
+    """Checked taps of an int or tensor partition; those of fixed partitions are computed once and kept.
+
+    Args:
+        partition: [K] points, or K, which asks for the points the quadrature wants.
+        nodes: M.
+        basis: cubic parameter, boundary and kernel.
+        quadrature: decides where nodes sit and where an int's points lie; with `weighted`, also their weights.
+        weighted: fold quadrature and `scale` into the weights (the input axis); otherwise sample alone.
+        scale: factor of the quadrature.
+        dtype: of the weights.
+        device: where an int's taps are made. A tensor partition must be there already.
+        name: the argument's name, for errors.
+
+    Raises:
+        ValueError, TypeError: see `check_partition`, `check_basis`, `quadrature.weights`.
+    """
+    device = torch.device(device)
+    if isinstance(partition, Tensor) and partition.device != device:
+        raise ValueError(f"{name} must be on the nodes' device {device}, got {partition.device}")
+    key = None
+    if not torch.compiler.is_compiling() and (isinstance(quadrature, str) or not weighted):
+        key = _cache_key(partition)
+    if key is not None:
+        named = quadrature if isinstance(quadrature, str) else None
+        key = (*key, nodes, basis, named, weighted, scale if weighted else None, dtype, device)
+        found = _cache.get(key)
+        if found is not None:
+            _cache[key] = _cache.pop(key, found)  # most recently used last
+            return found
+    check_basis(basis)
+    rules.check_quadrature(quadrature)
+    check_partition(partition, name)
+    if weighted:
+        fewest = rules.minimum_points(quadrature)
+        count = partition.shape[0] if isinstance(partition, Tensor) else partition
+        if count < fewest:
+            raise ValueError(f"{name} must have at least {fewest} points for the closed rule {quadrature!r}, got {count}")
+    if key is None:
+        return _compute(partition, nodes, basis, quadrature, weighted, scale, dtype, device)
+    with torch.inference_mode(False), torch.no_grad():
+        taps = _compute(partition, nodes, basis, quadrature, weighted, scale, dtype, device)
+    if type(taps.weight) is Tensor:  # never a tracer's fake
+        _remember(key, taps, partition)
+    return taps
+
+
+def _compute(
+    partition: Partition,
+    nodes: int,
+    basis: Basis,
+    quadrature: Quadrature,
+    weighted: bool,
+    scale: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Taps:
+    if not isinstance(partition, Tensor):
+        partition = rules.partition_for(quadrature, partition, dtype=torch.float64, device=device)
+    multiplier = rules.weights(quadrature, partition).double() * scale if weighted else None
+    centred = isinstance(quadrature, str) and quadrature == "midpoint"
+    return make_taps(partition, nodes, basis, centred=centred, multiplier=multiplier, dtype=dtype)
+
+
+# Taps of fixed partitions, least recently used first. An int partition is its own key; a tensor is known by
+# identity and version, and its entries go when it goes.
+_cache: dict[tuple, Taps] = {}
+_CACHE_SIZE = 4096
+
+
+def _cache_key(partition: Partition) -> tuple | None:
+    if not isinstance(partition, Tensor):
+        return (partition,) if isinstance(partition, int) else None
+    if partition.requires_grad or partition.is_inference() or type(partition) not in (Tensor, torch.nn.Parameter):
+        return None
+    return (id(partition), partition._version)
+
+
+def _remember(key: tuple, taps: Taps, partition: Partition) -> None:
+    if isinstance(partition, Tensor):
+        weakref.finalize(partition, _cache.pop, key, None)
+    while len(_cache) >= _CACHE_SIZE:
+        _cache.pop(next(iter(_cache)), None)
+    _cache[key] = taps
+
+
+def neighbours(taps: Taps) -> Tensor:
+    """The offsets [M, 2] of each node's contributing points: those k in [lo, hi) have node i among their taps."""
+    node = torch.arange(taps.nodes, device=taps.start.device, dtype=torch.int32)
+    return torch.stack(
+        [torch.searchsorted(taps.start, node - 3), torch.searchsorted(taps.start, node, right=True)], 1
+    )
+
+
+__all__ = ["Basis", "Partition", "Taps", "accumulate_dtype", "check_basis", "check_partition", "make_taps", "neighbours", "node_position", "taps_for"]
+

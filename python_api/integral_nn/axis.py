@@ -1,0 +1,207 @@
+"""Axis: one continuous dimension, shared by every layer that must resize together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from inn_kernels import quadrature as rules
+from inn_kernels.taps import Basis, Taps, check_basis, make_taps, taps_for
+from torch import Tensor, nn
+
+
+class Axis(nn.Module):
+    """A continuous dimension: M nodes, sampled at `size` points.
+
+    Layers that share an axis (one's outputs, the next one's inputs) share its partition, so resizing the axis resizes
+    them together. Its points are uniform (as the quadrature wants them), or, `trainable`, cumulated from `delta`.
+
+    Args:
+        nodes: M, the number of nodes, at least 1.
+        size: K, the number of points; default M.
+        quadrature: name of the rule used where the axis is integrated. "midpoint" also centres nodes and points.
+        trainable: keep the partition as a parameter `delta` [K] (paper, section 3.2).
+        size_range: (smallest, largest) size `resample` may draw; default (half of M, M).
+        multiple_of: sizes drawn, or asked for as a share, are multiples of this.
+        a: parameter of the cubic convolution kernel.
+        boundary: "clamp" or "keys".
+        kernel: "cubic" or "linear".
+
+    Raises:
+        ValueError, TypeError: a size outside what the quadrature needs, unknown names.
+
+    >>> import torch, integral_nn as inn
+    >>> axis = inn.Axis(64, size_range=(16, 64), multiple_of=8)
+    >>> axis.resample(torch.Generator().manual_seed(0))
+    48
+    >>> axis.resize(0.5)
+    32
+    """
+
+    delta: nn.Parameter | None
+
+    def __init__(
+        self,
+        nodes: int,
+        size: int | None = None,
+        *,
+        quadrature: str = "trapezoid",
+        trainable: bool = False,
+        size_range: tuple[int, int] | None = None,
+        multiple_of: int = 1,
+        a: float = -0.75,
+        boundary: str = "clamp",
+        kernel: str = "cubic",
+    ) -> None:
+        super().__init__()
+        _check_count(nodes, "nodes", 1)
+        _check_count(multiple_of, "multiple_of", 1)
+        rules.check_quadrature(quadrature)
+        if not isinstance(quadrature, str):
+            raise TypeError(f"quadrature of an axis must be a name, got {type(quadrature).__name__}")
+        self.nodes = nodes
+        self.quadrature = quadrature
+        self.multiple_of = multiple_of
+        self.basis = Basis(float(a), boundary, kernel)
+        check_basis(self.basis)
+        self.register_parameter("delta", None)
+        self._changes = 0  # counts resizes, so that a layer knows when its weight is out of date
+        self._set_size(nodes if size is None else size)
+        self.size_range = size_range
+        low, high = self._range()
+        if not rules.minimum_points(quadrature) <= low <= high:
+            raise ValueError(
+                f"size_range must be (low, high) with {rules.minimum_points(quadrature)} <= low <= high, got {size_range}"
+            )
+        if trainable:
+            self.make_trainable()
+
+    @property
+    def size(self) -> int:
+        """K, the current number of points."""
+        # Read off a tensor of no bytes, which a tracer takes as dynamic; an int attribute would be a constant to it.
+        return self._extent.shape[0]
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the points are a parameter."""
+        return self.delta is not None
+
+    @property
+    def version(self) -> tuple:
+        """Changes whenever the points do."""
+        delta = self.delta
+        return (self._changes,) if delta is None else (self._changes, id(delta), delta._version)
+
+    def resize(self, size: int | float) -> int:
+        """Set the number of points: an int, or a share of the nodes (rounded to `multiple_of`). Returns the size.
+
+        A trainable partition keeps its shape: its points are interpolated to the new number.
+        """
+        if isinstance(size, float):
+            if not 0 < size < float("inf"):
+                raise ValueError(f"size must be a positive share of the nodes or an int, got {size}")
+            fewest = rules.minimum_points(self.quadrature)
+            step = self.multiple_of
+            size = max(round(size * self.nodes / step), -(-fewest // step)) * step
+        self._set_size(size)
+        return size
+
+    def resample(self, generator: torch.Generator | None = None) -> int:
+        """Draw a random size from `size_range`, a multiple of `multiple_of` (Algorithm 1). Returns it."""
+        low, high = self._range()
+        step = self.multiple_of
+        first, last = -(-low // step), high // step
+        if first > last:
+            raise ValueError(f"size_range {(low, high)} holds no multiple of multiple_of={step}")
+        self._set_size(step * int(torch.randint(first, last + 1, (), generator=generator)))
+        return self.size
+
+    def make_trainable(self, partition: Tensor | None = None) -> None:
+        """Turn the partition into a parameter `delta`, starting at `partition` (default: the current points)."""
+        points = self.partition().detach() if partition is None else partition.detach()
+        if points.shape[0] < 2:
+            raise ValueError(f"a trainable axis must have at least 2 points, got {points.shape[0]}")
+        self._set_size(points.shape[0])
+        self.delta = nn.Parameter(_deltas_from(points.double(), self.quadrature).to(torch.get_default_dtype()))
+
+    def partition(self) -> Tensor:
+        """The current points [K] in [0, 1], float64, differentiable in `delta`."""
+        if self.delta is None:
+            return rules.partition_for(self.quadrature, self.size, dtype=torch.float64)
+        delta = self.delta.double()
+        if self.quadrature == "midpoint":  # deltas are the cells, points their centres
+            cells = delta.square() / delta.square().sum()
+            return torch.cumsum(cells, 0) - cells / 2
+        return rules.partition_from_deltas(delta)
+
+    def taps(
+        self, *, weighted: bool, scale: float = 1.0, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    ) -> Taps:
+        """The axis's taps; `weighted` folds quadrature and scale in (the axis is integrated over)."""
+        device = device or torch.device("cpu")
+        if self.delta is None:
+            return taps_for(
+                self.size, self.nodes, self.basis, quadrature=self.quadrature, weighted=weighted, scale=scale, dtype=dtype, device=device
+            )
+        points = self.partition()
+        multiplier = rules.weights(self.quadrature, points) * scale if weighted else None
+        centred = self.quadrature == "midpoint"
+        return make_taps(points, self.nodes, self.basis, centred=centred, multiplier=multiplier, dtype=dtype)
+
+    def unit_scale(self) -> float:
+        """The scale that makes the quadrature's interior weights 1 at full size: M - 1, or M for equal cells."""
+        return float(self.nodes if self.quadrature == "midpoint" else max(self.nodes - 1, 1))
+
+    def extra_repr(self) -> str:
+        parts = [f"nodes={self.nodes}", f"size={self.size}", f"quadrature={self.quadrature!r}"]
+        if self.trainable:
+            parts.append("trainable=True")
+        return ", ".join(parts)
+
+    def _range(self) -> tuple[int, int]:
+        if self.size_range is not None:
+            low, high = self.size_range
+            return int(low), int(high)
+        return max(self.nodes // 2, rules.minimum_points(self.quadrature)), max(self.nodes, rules.minimum_points(self.quadrature))
+
+    def _set_size(self, size: int) -> None:
+        _check_count(size, "size", rules.minimum_points(self.quadrature))
+        if self.delta is not None and size != self.size:
+            old = self.partition().detach()
+            self.delta.data = _deltas_from(_resampled(old, size), self.quadrature).to(self.delta)
+        self._extent = torch.empty(size, 0)
+        self._changes += 1
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state_dict.get(prefix + "delta")
+        if saved is not None:
+            if self.delta is None:
+                self.make_trainable()
+            self._set_size(saved.shape[0])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _check_count(value: object, name: str, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _deltas_from(points: Tensor, quadrature: str) -> Tensor:
+    """Deltas whose partition is `points`, scaled so that their mean square is 1. Shape [K]."""
+    if quadrature == "midpoint":
+        edges = torch.cat([points.new_zeros(1), (points[1:] + points[:-1]) / 2, points.new_ones(1)])
+        delta = (edges[1:] - edges[:-1]).clamp(min=1e-12).sqrt()
+    else:
+        gaps = (points[1:] - points[:-1]).clamp(min=1e-12)
+        delta = torch.cat([gaps.new_zeros(1), gaps.sqrt()])
+    return delta / delta.square().mean().sqrt()
+
+
+def _resampled(points: Tensor, size: int) -> Tensor:
+    """The partition read as a function of k/(K-1), linearly interpolated to `size` points."""
+    place = torch.linspace(0, points.shape[0] - 1, size, dtype=points.dtype, device=points.device)
+    left = place.floor().clamp(max=points.shape[0] - 2).long()
+    return torch.lerp(points[left], points[left + 1], place - left)

@@ -1,0 +1,116 @@
+"""Interpolation along one dimension and its adjoint, with gradients.
+
+    interpolate   y = S x        y[k] = sum_t weight[k, t] x[start_k + t]        M nodes -> K points
+    spread        y = S^T x      y[i] = sum_{k, t: start_k + t = i} weight[k, t] x[k]     K points -> M nodes
+
+Both are linear in x and in the tap weights, and each is the other's gradient in x:
+
+    interpolate:  dx = S^T dy    d weight[k, t] = <dy[k], x[start_k + t]>
+    spread:       dx = S dy      d weight[k, t] = <x[k], dy[start_k + t]>
+
+so backward passes are made of the same three operations, to any order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from inn_kernels import ops, reference
+from inn_kernels.taps import Taps
+from torch import Tensor
+from torch.autograd import Function
+
+
+class Interpolate(Function):
+    """y = S x."""
+
+    @staticmethod
+    def forward(x: Tensor, start: Tensor, weight: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+        return ops.interpolate(x, start, weight, dim, dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, start, weight, ctx.dim, _ = inputs
+        ctx.size, ctx.dtype = x.shape[ctx.dim], x.dtype
+        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, start, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
+        x, start, weight = ctx.saved_tensors
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            dx = apply(Spread, ops.spread, grad, start, weight, ctx.size, ctx.dim, ctx.dtype)
+        if ctx.needs_input_grad[2]:
+            dw = apply(InterpolateTapGradient, ops.interpolate_tap_gradient, x, grad, start, ctx.dim)
+        return dx, None, dw, None, None
+
+
+class Spread(Function):
+    """y = S^T x."""
+
+    @staticmethod
+    def forward(x: Tensor, start: Tensor, weight: Tensor, nodes: int, dim: int, dtype: torch.dtype) -> Tensor:
+        return ops.spread(x, start, weight, nodes, dim, dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, start, weight, _, ctx.dim, _ = inputs
+        ctx.dtype = x.dtype
+        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, start, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
+        x, start, weight = ctx.saved_tensors
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            dx = apply(Interpolate, ops.interpolate, grad, start, weight, ctx.dim, ctx.dtype)
+        if ctx.needs_input_grad[2]:
+            dw = apply(InterpolateTapGradient, ops.interpolate_tap_gradient, grad, x, start, ctx.dim)
+        return dx, None, dw, None, None, None
+
+
+class InterpolateTapGradient(Function):
+    """g[k, t] = <grad[k], x[start_k + t]>: bilinear in x and grad."""
+
+    @staticmethod
+    def forward(x: Tensor, grad: Tensor, start: Tensor, dim: int) -> Tensor:
+        return ops.interpolate_tap_gradient(x, grad, start, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, grad, start, ctx.dim = inputs
+        ctx.save_for_backward(x, grad, start)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:  # type: ignore[override]
+        x, grad, start = ctx.saved_tensors
+        dx = dgrad = None
+        if ctx.needs_input_grad[0]:
+            dx = apply(Spread, ops.spread, grad, start, g, x.shape[ctx.dim], ctx.dim, x.dtype)
+        if ctx.needs_input_grad[1]:
+            dgrad = apply(Interpolate, ops.interpolate, x, start, g, ctx.dim, grad.dtype)
+        return dx, dgrad, None, None
+
+
+def apply(function: type[Function], op: Any, *args: Any) -> Any:
+    """Run an operation through its autograd Function, or directly where no gradient can be asked for."""
+    if torch.is_grad_enabled():
+        return function.apply(*args)
+    return op(*args)
+
+
+def interpolate(x: Tensor, taps: Taps, dim: int, dtype: torch.dtype, backend: str) -> Tensor:
+    """y = S x along `dim`. x [..., M, ...] -> [..., K, ...] of `dtype`."""
+    args = (x, taps.start, taps.weight, dim, dtype)
+    if backend == "reference":
+        return reference.interpolate(*args)
+    return apply(Interpolate, ops.interpolate, *args)
+
+
+def spread(x: Tensor, taps: Taps, dim: int, dtype: torch.dtype, backend: str) -> Tensor:
+    """y = S^T x along `dim`. x [..., K, ...] -> [..., M, ...] of `dtype`."""
+    args = (x, taps.start, taps.weight, taps.nodes, dim, dtype)
+    if backend == "reference":
+        return reference.spread(*args)
+    return apply(Spread, ops.spread, *args)

@@ -1,0 +1,171 @@
+"""The fully-connected integral layer.
+
+    F_O(x_out) = integral of F_W(x_out, x_in) F_I(x_in) dx_in          (Eq. 3)     y = x W_q^T + b
+
+    materialize   W_q = S_out nodes S_in^T,   y = x W_q^T
+    factored      x' = x S_in,   y' = x' nodes^T,   y = y' S_out^T          (W_q never exists)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from inn_kernels import dispatch
+from inn_kernels.quadrature import Quadrature
+from inn_kernels.taps import Basis, Partition, Taps
+from torch import Tensor, device, dtype, nn
+
+from integral_nn import _arguments as arguments
+from integral_nn.discretize import sample
+from integral_nn.interpolate import interpolate, spread
+from integral_nn.layer import Dimension, IntegralLayer, describe, node_count
+
+
+def integral_linear(
+    x: Tensor,
+    nodes: Tensor,
+    bias: Tensor | None = None,
+    out_partition: Partition | None = None,
+    in_partition: Partition | None = None,
+    *,
+    quadrature: Quadrature = "trapezoid",
+    scale: float = 1.0,
+    a: float = -0.75,
+    boundary: str = "clamp",
+    dataflow: str = "auto",
+    backend: str | None = None,
+) -> Tensor:
+    """The integral of a continuous weight against x: y = x W_q^T + b  (Eq. 3 and 6).
+
+    Args:
+        x: [..., L], or [..., L * T] for nodes with taps (channel-major, as a flatten leaves them).
+        nodes: [M_out, M_in], or [M_out, M_in, T].
+        bias: [M_out] nodes of the bias, sampled along the output axis; or None.
+        out_partition: [K] increasing points in [0, 1], or K, or None for a discrete dimension.
+        in_partition: [L] likewise.
+        quadrature, scale, a, boundary: see `discretize`.
+        dataflow: "materialize", "factored", or "auto" for the cheaper one by the cost model.
+        backend: "cpp", "triton", "reference", or None for the fastest that can run.
+
+    Returns:
+        [..., K] in x's dtype (autocast's under autocast), differentiable in x, nodes, bias, both partitions and a
+        tensor quadrature, twice.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, type, device or range; the message names it.
+        RuntimeError: the backend asked for cannot run here, and why.
+
+    >>> import torch, integral_nn as inn
+    >>> inn.integral_linear(torch.ones(1, 9), torch.ones(5, 5), None, 3, 9)  # the integral of 1 over [0, 1]
+    tensor([[1., 1., 1.]])
+    """
+    arguments.check_floating(x, "x")
+    arguments.check_nodes(nodes, (2, 3), "[M_out, M_in] or [M_out, M_in, T]")
+    arguments.check_device(x, nodes, "x")
+    arguments.check_bias(bias, nodes)
+    arguments.check_dataflow(dataflow)
+    wide = arguments.working_dtype(nodes, arguments.compute_dtype(x))
+    backend = dispatch.select_backend(backend, nodes.device, nodes.dtype)
+    taps = arguments.weight_taps(nodes, out_partition, in_partition, None, quadrature, scale, Basis(a, boundary), wide)
+    return linear(x, nodes, bias, taps, dataflow, backend)
+
+
+def linear(
+    x: Tensor, nodes: Tensor, bias: Tensor | None, taps: Sequence[Taps | None], dataflow: str, backend: str
+) -> Tensor:
+    """`integral_linear` on taps [out, in] that were made and checked before."""
+    out_taps, in_taps = taps
+    channels = nodes.shape[1] if in_taps is None else in_taps.points
+    offsets = nodes.shape[2] if nodes.dim() == 3 else 1
+    check_features(x, channels, offsets)
+    compute = arguments.compute_dtype(x)
+    if dataflow == "auto":
+        rows = x.numel() // x.shape[-1]
+        dataflow = dispatch.choose_dataflow(rows, nodes, taps, compute, arguments.records_gradient(x, nodes))
+    sampled_bias = None if bias is None else sample(bias, [out_taps], compute, backend)
+    if dataflow == "materialize":
+        weight = sample(nodes, taps, compute, backend)
+        return F.linear(x, weight.flatten(1), sampled_bias)
+    if in_taps is not None:
+        grouped = x.unflatten(-1, (channels, offsets)) if offsets > 1 else x
+        x = spread(grouped, in_taps, -2 if offsets > 1 else -1, compute, backend)
+        x = x.flatten(-2) if offsets > 1 else x
+    y = F.linear(x, nodes.to(compute).flatten(1))
+    if out_taps is not None:
+        y = interpolate(y, out_taps, -1, compute, backend)
+    return y if sampled_bias is None else y + sampled_bias
+
+
+def check_features(x: Tensor, channels: int, offsets: int) -> None:
+    """Raise unless the last dimension of x holds `channels` input points with `offsets` features each."""
+    if x.dim() == 0 or x.shape[-1] != channels * offsets:
+        each = f" of {offsets} taps each" if offsets > 1 else ""
+        raise ValueError(f"x must have {channels} input points{each} as its last dimension, got shape {list(x.shape)}")
+
+
+class IntegralLinear(IntegralLayer):
+    """`integral_linear` as a layer: nodes [M_out, M_in] (or [M_out, M_in, T]) over two axes.
+
+    Args:
+        in_axis: the input's Axis, or an int for a discrete dimension.
+        out_axis: the output's Axis, or an int for a discrete dimension.
+        taps: T features ride along with each input channel (a flatten of H * W positions before this layer).
+        bias: with a bias [M_out], sampled along the output axis.
+        scale: factor of the quadrature; default: unit interior weights at full size.
+        dataflow, backend: see `integral_linear`.
+        device, dtype: of the parameters.
+
+    >>> import torch, integral_nn as inn
+    >>> width = inn.Axis(32)
+    >>> net = torch.nn.Sequential(inn.IntegralLinear(8, width), torch.nn.ReLU(), inn.IntegralLinear(width, 2))
+    >>> width.resize(16)
+    16
+    >>> net(torch.zeros(5, 8)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        in_axis: Dimension,
+        out_axis: Dimension,
+        *,
+        taps: int = 1,
+        bias: bool = True,
+        scale: float | None = None,
+        dataflow: str = "auto",
+        backend: str | None = None,
+        device: device | str | None = None,
+        dtype: dtype | None = None,
+    ) -> None:
+        shape = [node_count(out_axis, "out_axis"), node_count(in_axis, "in_axis")]
+        if node_count(taps, "taps") > 1:
+            shape.append(taps)
+        super().__init__(in_axis, out_axis, shape, bias, scale, dataflow, backend, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        arguments.check_floating(x, "x")
+        arguments.check_device(x, self.nodes, "x")
+        compute = arguments.compute_dtype(x)
+        kept = self.reusable(compute) if self.dataflow != "factored" else None
+        if kept is not None:
+            weight, bias = kept
+            check_features(x, weight.shape[1], weight[0, 0].numel())
+            return F.linear(x, weight.flatten(1), bias)
+        backend = dispatch.select_backend(self.backend, self.nodes.device, self.nodes.dtype)
+        return linear(x, self.nodes, self.bias, self.taps(compute), self.dataflow, backend)
+
+    def discretize(self) -> nn.Linear:
+        """The ordinary layer of the current sizes."""
+        weight, bias = self.sampled()
+        weight = weight.detach().flatten(1)
+        plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device=weight.device, dtype=weight.dtype)
+        plain.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias.detach()})
+        return plain.train(self.training)
+
+    def extra_repr(self) -> str:
+        out_nodes, in_nodes, *offsets = self.nodes.shape
+        text = f"in={describe(self.in_axis, in_nodes)}, out={describe(self.out_axis, out_nodes)}, bias={self.bias is not None}"
+        return text + "".join(f", taps={t}" for t in offsets)
+
+
