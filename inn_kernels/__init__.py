@@ -1,10 +1,10 @@
 """Kernels and mathematics of integral neural networks: tensors in, tensors out. No autograd, no modules.
 
-    quadrature   partitions and integration rules
-    taps         basis, boundary and quadrature folded into four nodes and four weights a point
-    reference    every operation in plain PyTorch: the specification
-    ops          every operation as a PyTorch operator, with its compiled kernels
-    dispatch     which backend can run, which dataflow is cheapest, and why
+quadrature   partitions and integration rules
+taps         basis, boundary and quadrature folded into four nodes and four weights a point
+reference    every operation in plain PyTorch: the specification
+ops          every operation as a PyTorch operator, with its compiled kernels
+dispatch     which backend can run, which dataflow is cheapest, and why
 """
 
 from inn_kernels import dispatch, ops, quadrature, reference, taps

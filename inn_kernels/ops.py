@@ -51,14 +51,16 @@ compiled_missing: str | None = _load_compiled()
 
 
 def _like(x: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
-    """An empty result of the layout the kernels write: channels_last if x is (and not also contiguous), else contiguous."""
+    """An empty result in the kernels' layout: channels_last if x is (and not also contiguous), else contiguous."""
     out = x.new_empty(shape, dtype=dtype)
     last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return out.contiguous(memory_format=torch.channels_last) if last else out
 
 
 @torch.library.register_fake("inn_kernels::discretize")
-def _(nodes: Tensor, out_start: Tensor, out_weight: Tensor, in_start: Tensor, in_weight: Tensor, dtype: torch.dtype) -> Tensor:
+def _(
+    nodes: Tensor, out_start: Tensor, out_weight: Tensor, in_start: Tensor, in_weight: Tensor, dtype: torch.dtype
+) -> Tensor:
     return _like(nodes, [out_start.shape[0], in_start.shape[0], *nodes.shape[2:]], dtype)
 
 

@@ -48,7 +48,11 @@ def discretize_tap_gradient(
     need_out: bool,
     need_in: bool,
 ) -> tuple[Tensor, Tensor]:  # [K, 4], [L, 4]
-    """d out_weight[k, t] = <dW[k], (nodes S_in^T)[start_k + t]>, d in_weight[l, t] = <dW[:, l], (S_out nodes)[:, start_l + t]>."""
+    """Gradients of both tap weights, each from the nodes sampled along the other dimension.
+
+    d out_weight[k, t] = <dW[k], (nodes S_in^T)[start_k + t]>
+    d in_weight[l, t] = <dW[:, l], (S_out nodes)[:, start_l + t]>
+    """
     wide = in_weight.dtype
     d_out, d_in = out_weight.new_empty(0, 4), in_weight.new_empty(0, 4)
     if need_out:
@@ -67,7 +71,7 @@ def interpolate(x: Tensor, start: Tensor, weight: Tensor, dim: int, dtype: torch
 
 
 def spread(x: Tensor, start: Tensor, weight: Tensor, nodes: int, dim: int, dtype: torch.dtype) -> Tensor:
-    """y = S^T x along `dim`: K points become M nodes, the adjoint of `interpolate`. x [..., K, ...] -> [..., M, ...]."""
+    """y = S^T x along `dim`: K points become M nodes (the adjoint). x [..., K, ...] -> [..., M, ...]."""
     dim = dim % x.dim()
     index, weight = _window(start, weight, nodes)
     shares = x.to(weight.dtype).unsqueeze(dim + 1).mul(_align(weight, x, dim)).flatten(dim, dim + 1)

@@ -2,7 +2,7 @@
 
 A point x of a partition sees four consecutive nodes:
 
-    F(x) = sum_i nodes[i] u(s - i) = sum_{t<4} weight[t] nodes[start + t],      s = position of x in node units   (Eq. 5)
+    F(x) = sum_i nodes[i] u(s - i) = sum_{t<4} weight[t] nodes[start + t],     s: x in units of nodes   (Eq. 5)
 
 `u` is the cubic convolution kernel (parameter a) or the hat function. Nodes that a tap would take from outside
 are replaced by the boundary, and that is folded into the four weights, as are quadrature and scale (Eq. 6). So a
@@ -39,6 +39,9 @@ class Basis(NamedTuple):
     kernel: str = "cubic"
 
 
+DEFAULT_BASIS = Basis()
+
+
 class Taps(NamedTuple):
     """Four consecutive nodes and their weights for each of K points on M nodes."""
 
@@ -65,7 +68,7 @@ def node_position(partition: Tensor, nodes: int, centred: bool) -> Tensor:
 def make_taps(
     partition: Tensor,
     nodes: int,
-    basis: Basis = Basis(),
+    basis: Basis = DEFAULT_BASIS,
     *,
     centred: bool = False,
     multiplier: Tensor | None = None,
@@ -186,7 +189,7 @@ def check_partition(partition: Partition, name: str) -> None:
 def taps_for(
     partition: Partition,
     nodes: int,
-    basis: Basis = Basis(),
+    basis: Basis = DEFAULT_BASIS,
     *,
     quadrature: Quadrature = "trapezoid",
     weighted: bool = False,
@@ -231,7 +234,9 @@ def taps_for(
         fewest = rules.minimum_points(quadrature)
         count = partition.shape[0] if isinstance(partition, Tensor) else partition
         if count < fewest:
-            raise ValueError(f"{name} must have at least {fewest} points for the closed rule {quadrature!r}, got {count}")
+            raise ValueError(
+                f"{name} must have at least {fewest} points for the closed rule {quadrature!r}, got {count}"
+            )
     if key is None:
         return _compute(partition, nodes, basis, quadrature, weighted, scale, dtype, device)
     with torch.inference_mode(False), torch.no_grad():
@@ -283,10 +288,18 @@ def _remember(key: tuple, taps: Taps, partition: Partition) -> None:
 def neighbours(taps: Taps) -> Tensor:
     """The offsets [M, 2] of each node's contributing points: those k in [lo, hi) have node i among their taps."""
     node = torch.arange(taps.nodes, device=taps.start.device, dtype=torch.int32)
-    return torch.stack(
-        [torch.searchsorted(taps.start, node - 3), torch.searchsorted(taps.start, node, right=True)], 1
-    )
+    return torch.stack([torch.searchsorted(taps.start, node - 3), torch.searchsorted(taps.start, node, right=True)], 1)
 
 
-__all__ = ["Basis", "Partition", "Taps", "accumulate_dtype", "check_basis", "check_partition", "make_taps", "neighbours", "node_position", "taps_for"]
-
+__all__ = [
+    "Basis",
+    "Partition",
+    "Taps",
+    "accumulate_dtype",
+    "check_basis",
+    "check_partition",
+    "make_taps",
+    "neighbours",
+    "node_position",
+    "taps_for",
+]

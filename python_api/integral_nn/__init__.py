@@ -6,7 +6,6 @@ from inn_kernels.quadrature import (
     partition_from_deltas,
     uniform_partition,
 )
-
 from integral_nn.axis import Axis
 from integral_nn.conv import (
     IntegralConv1d,

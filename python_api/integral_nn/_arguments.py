@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from inn_kernels import dispatch
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Basis, Partition, Taps, accumulate_dtype, check_basis, taps_for
-from torch import Tensor
 
 
 def check_floating(value: object, name: str) -> None:
@@ -67,7 +68,7 @@ def records_gradient(*tensors: Tensor | None) -> bool:
 
 def working_dtype(nodes: Tensor, dtype: torch.dtype) -> torch.dtype:
     """The dtype taps are kept in: float64 as soon as nodes or result are float64."""
-    return accumulate_dtype(torch.promote_types(nodes.dtype, dtype))
+    return accumulate_dtype(torch.float64 if torch.float64 in (nodes.dtype, dtype) else dtype)
 
 
 def weight_taps(
@@ -80,7 +81,7 @@ def weight_taps(
     basis: Basis,
     dtype: torch.dtype,
 ) -> list[Taps | None]:
-    """Checked taps of every dimension of `nodes`; the quadrature goes to the input and spatial dimensions, scale to the first."""
+    """Checked taps of every dimension of `nodes`: input and spatial ones are integrated, the first of them scaled."""
     check_basis(basis)
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"scale must be a float, got {type(scale).__name__}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from inn_kernels import quadrature as rules
 from inn_kernels.taps import Basis, Taps, check_basis, make_taps, taps_for
-from torch import Tensor, nn
 
 
 class Axis(nn.Module):
@@ -69,10 +70,9 @@ class Axis(nn.Module):
         self._set_size(nodes if size is None else size)
         self.size_range = size_range
         low, high = self._range()
-        if not rules.minimum_points(quadrature) <= low <= high:
-            raise ValueError(
-                f"size_range must be (low, high) with {rules.minimum_points(quadrature)} <= low <= high, got {size_range}"
-            )
+        fewest = rules.minimum_points(quadrature)
+        if not fewest <= low <= high:
+            raise ValueError(f"size_range must be (low, high) with {fewest} <= low <= high, got {size_range}")
         if trainable:
             self.make_trainable()
 
@@ -136,13 +136,25 @@ class Axis(nn.Module):
         return rules.partition_from_deltas(delta)
 
     def taps(
-        self, *, weighted: bool, scale: float = 1.0, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+        self,
+        *,
+        weighted: bool,
+        scale: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
     ) -> Taps:
         """The axis's taps; `weighted` folds quadrature and scale in (the axis is integrated over)."""
         device = device or torch.device("cpu")
         if self.delta is None:
             return taps_for(
-                self.size, self.nodes, self.basis, quadrature=self.quadrature, weighted=weighted, scale=scale, dtype=dtype, device=device
+                self.size,
+                self.nodes,
+                self.basis,
+                quadrature=self.quadrature,
+                weighted=weighted,
+                scale=scale,
+                dtype=dtype,
+                device=device,
             )
         points = self.partition()
         multiplier = rules.weights(self.quadrature, points) * scale if weighted else None
@@ -163,7 +175,9 @@ class Axis(nn.Module):
         if self.size_range is not None:
             low, high = self.size_range
             return int(low), int(high)
-        return max(self.nodes // 2, rules.minimum_points(self.quadrature)), max(self.nodes, rules.minimum_points(self.quadrature))
+        return max(self.nodes // 2, rules.minimum_points(self.quadrature)), max(
+            self.nodes, rules.minimum_points(self.quadrature)
+        )
 
     def _set_size(self, size: int) -> None:
         _check_count(size, "size", rules.minimum_points(self.quadrature))

@@ -15,19 +15,20 @@ from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from inn_kernels import dispatch
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Basis, Partition, Taps
-from torch import Tensor, nn
-
 from integral_nn import _arguments as arguments
+from integral_nn.axis import Axis
 from integral_nn.discretize import sample
 from integral_nn.interpolate import interpolate, spread
 from integral_nn.layer import Dimension, IntegralLayer, describe, node_count
 
 Extent = Union[int, Sequence[int]]
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_PLAIN_LAYERS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_PLAIN_LAYERS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def integral_conv1d(
@@ -50,11 +51,10 @@ def integral_conv1d(
     backend: str | None = None,
 ) -> Tensor:
     """Integral convolution over one spatial dimension: x [N, L, W], nodes [M_out, M_in, k]. See `integral_conv2d`."""
-    basis = Basis(a, boundary)
+    partitions = (out_partition, in_partition, spatial_partitions)
+    rule = (quadrature, scale, Basis(a, boundary))
     window = (stride, padding, dilation, groups)
-    return _integral_conv(
-        1, x, nodes, bias, out_partition, in_partition, spatial_partitions, quadrature, scale, basis, window, dataflow, backend
-    )
+    return _integral_conv(1, x, nodes, bias, partitions, rule, window, dataflow, backend)
 
 
 def integral_conv2d(
@@ -92,8 +92,8 @@ def integral_conv2d(
         backend: "cpp", "triton", "reference", or None for the fastest that can run.
 
     Returns:
-        [N, K, H', W'] in x's dtype (autocast's under autocast), differentiable in x, nodes, bias, partitions and a tensor
-        quadrature, twice.
+        [N, K, H', W'] in x's dtype (autocast's under autocast), differentiable in x, nodes, bias, partitions and a
+        tensor quadrature, twice.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, type, device or range; the message names it.
@@ -103,11 +103,10 @@ def integral_conv2d(
     >>> inn.integral_conv2d(torch.ones(1, 6, 8, 8), torch.ones(5, 5, 3, 3), None, 4, 6, padding=1).shape
     torch.Size([1, 4, 8, 8])
     """
-    basis = Basis(a, boundary)
+    partitions = (out_partition, in_partition, spatial_partitions)
+    rule = (quadrature, scale, Basis(a, boundary))
     window = (stride, padding, dilation, groups)
-    return _integral_conv(
-        2, x, nodes, bias, out_partition, in_partition, spatial_partitions, quadrature, scale, basis, window, dataflow, backend
-    )
+    return _integral_conv(2, x, nodes, bias, partitions, rule, window, dataflow, backend)
 
 
 def integral_conv3d(
@@ -133,11 +132,10 @@ def integral_conv3d(
 
     See `integral_conv2d`.
     """
-    basis = Basis(a, boundary)
+    partitions = (out_partition, in_partition, spatial_partitions)
+    rule = (quadrature, scale, Basis(a, boundary))
     window = (stride, padding, dilation, groups)
-    return _integral_conv(
-        3, x, nodes, bias, out_partition, in_partition, spatial_partitions, quadrature, scale, basis, window, dataflow, backend
-    )
+    return _integral_conv(3, x, nodes, bias, partitions, rule, window, dataflow, backend)
 
 
 def _integral_conv(
@@ -145,13 +143,9 @@ def _integral_conv(
     x: Tensor,
     nodes: Tensor,
     bias: Tensor | None,
-    out_partition: Partition | None,
-    in_partition: Partition | None,
-    spatial_partitions: Sequence[Partition | None] | None,
-    quadrature: Quadrature,
-    scale: float,
-    basis: Basis,
-    window: tuple,
+    partitions: tuple[Any, Any, Any],  # output, input, spatial
+    rule: tuple[Quadrature, float, Basis],  # quadrature, scale, basis
+    window: tuple,  # stride, padding, dilation, groups
     dataflow: str,
     backend: str | None,
 ) -> Tensor:
@@ -162,14 +156,18 @@ def _integral_conv(
     arguments.check_dataflow(dataflow)
     wide = arguments.working_dtype(nodes, arguments.compute_dtype(x))
     backend = dispatch.select_backend(backend, nodes.device, nodes.dtype)
-    taps = arguments.weight_taps(
-        nodes, out_partition, in_partition, spatial_partitions, quadrature, scale, basis, wide
-    )
+    taps = arguments.weight_taps(nodes, *partitions, *rule, wide)
     return conv(x, nodes, bias, taps, window, dataflow, backend)
 
 
 def conv(
-    x: Tensor, nodes: Tensor, bias: Tensor | None, taps: Sequence[Taps | None], window: tuple, dataflow: str, backend: str
+    x: Tensor,
+    nodes: Tensor,
+    bias: Tensor | None,
+    taps: Sequence[Taps | None],
+    window: tuple,
+    dataflow: str,
+    backend: str,
 ) -> Tensor:
     """An integral convolution on taps [out, in, *spatial] that were made and checked before.
 
@@ -254,18 +252,17 @@ class _IntegralConv(IntegralLayer):
         out_nodes, in_nodes = node_count(out_axis, "out_axis"), node_count(in_axis, "in_axis")
         node_count(groups, "groups")
         kernel = _spread_out(kernel_size, self.rank)
-        self_depthwise = groups > 1 and groups == in_nodes and in_axis is out_axis
-        if not self_depthwise and groups > 1 and (not isinstance(in_axis, int) or not isinstance(out_axis, int)):
+        depthwise = groups > 1 and groups == in_nodes and in_axis is out_axis
+        if groups > 1 and not depthwise and (isinstance(in_axis, Axis) or isinstance(out_axis, Axis)):
             raise ValueError(
-                f"groups must be 1, or the {in_nodes} nodes of one axis for both inputs and outputs (depthwise), got {groups}"
+                f"groups must be 1 on continuous axes, or the {in_nodes} nodes of one axis that is both input and "
+                f"output (depthwise), got {groups}"
             )
         if in_nodes % groups or out_nodes % groups:
             raise ValueError(f"groups must divide {in_nodes} inputs and {out_nodes} outputs, got {groups}")
         shape = [out_nodes, in_nodes // groups, *kernel]
-        super().__init__(
-            1 if self_depthwise else in_axis, out_axis, shape, bias, scale, dataflow, backend, device, dtype
-        )
-        self.depthwise = self_depthwise
+        super().__init__(1 if depthwise else in_axis, out_axis, shape, bias, scale, dataflow, backend, device, dtype)
+        self.depthwise = depthwise
         self._groups = groups
         self.stride, self.padding, self.dilation = stride, padding, dilation
 
@@ -308,7 +305,8 @@ class _IntegralConv(IntegralLayer):
 
     def extra_repr(self) -> str:
         out_nodes, in_nodes, *kernel = self.nodes.shape
-        text = f"in={describe(self.in_axis, in_nodes)}, out={describe(self.out_axis, out_nodes)}, kernel_size={tuple(kernel)}"
+        text = f"in={describe(self.in_axis, in_nodes)}, out={describe(self.out_axis, out_nodes)}"
+        text += f", kernel_size={tuple(kernel)}"
         for name, default in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)):
             value = getattr(self, name)
             text += f", {name}={value}" if value != default else ""

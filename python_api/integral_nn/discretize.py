@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from inn_kernels import dispatch, ops, reference
-from inn_kernels.quadrature import Quadrature
-from inn_kernels.taps import Basis, Partition, Taps
 from torch import Tensor
 from torch.autograd import Function
 
+from inn_kernels import dispatch, ops, reference
+from inn_kernels.quadrature import Quadrature
+from inn_kernels.taps import Basis, Partition, Taps
 from integral_nn import _arguments as arguments
 from integral_nn.interpolate import apply, interpolate
 
@@ -43,7 +43,7 @@ class Discretize(Function):
         ctx.save_for_backward(nodes if tuned else None, out_start, out_weight, in_start, in_weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple:
         nodes, *taps = ctx.saved_tensors
         d_nodes = None
         if ctx.needs_input_grad[0]:
@@ -75,7 +75,7 @@ class DiscretizeAdjoint(Function):
         ctx.save_for_backward(grad, *taps)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple:
         grad, *taps = ctx.saved_tensors
         d_grad = None
         if ctx.needs_input_grad[0]:
@@ -98,9 +98,7 @@ class DiscretizeTapGradient(Function):
         need_out: bool,
         need_in: bool,
     ) -> tuple[Tensor, Tensor]:
-        return ops.discretize_tap_gradient(
-            nodes, grad, out_start, out_weight, in_start, in_weight, need_out, need_in
-        )
+        return ops.discretize_tap_gradient(nodes, grad, out_start, out_weight, in_start, in_weight, need_out, need_in)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -108,7 +106,7 @@ class DiscretizeTapGradient(Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, g_out: Tensor, g_in: Tensor) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, g_out: Tensor, g_in: Tensor) -> tuple:
         nodes, grad, out_start, out_weight, in_start, in_weight = ctx.saved_tensors
         need_nodes, need_grad = ctx.needs_input_grad[:2]
         d_nodes = d_grad = d_out = d_in = None
@@ -130,9 +128,7 @@ def _tap_gradient(
 ) -> tuple[Tensor | None, Tensor | None]:
     if not (need_out or need_in):
         return None, None
-    d_out, d_in = apply(
-        DiscretizeTapGradient, ops.discretize_tap_gradient, nodes, grad, *taps, need_out, need_in
-    )
+    d_out, d_in = apply(DiscretizeTapGradient, ops.discretize_tap_gradient, nodes, grad, *taps, need_out, need_in)
     return d_out if need_out else None, d_in if need_in else None
 
 
@@ -197,7 +193,7 @@ def discretize(
             the dimension is discrete, neither sampled nor integrated.
         in_partition: [L] likewise.
         spatial_partitions: a partition or None for each kernel dimension, where kernels are continuous in space too
-            (x^s of Eq. 2); they are integrated like the input.
+            (x^s of Eq. 2); they are integrated like the input (by the trapezoid if `quadrature` is not a name).
         quadrature: "trapezoid", "midpoint", "simpson", "left", "right", "gauss-legendre", a tensor of weights [L], or
             a callable partition -> weights. "midpoint" also places node i at (i + 1/2)/M instead of i/(M-1).
         scale: factor of the quadrature. 1 is the plain integral; M_in - 1 gives unit interior weights.

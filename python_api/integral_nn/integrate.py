@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Union
 
 import torch
+from torch import Tensor
+
 from inn_kernels import quadrature as rules
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Partition, check_partition
-from torch import Tensor
 
 
 def integrate(
@@ -21,7 +22,7 @@ def integrate(
     """The integral of `function` over the unit cube [0, 1]^d: the sum over grid points of weights times values.
 
     Args:
-        function: takes d coordinate tensors that broadcast to [n_1, ..., n_d] and returns values [n_1, ..., n_d, *rest].
+        function: takes d coordinate tensors that broadcast to [n_1, ..., n_d], returns values [n_1, ..., n_d, *rest].
         partitions: for each of the d variables, [n] increasing points in [0, 1], or n. One alone means d = 1.
         quadrature: one for all variables, or one each; see `quadrature_weights`.
 
@@ -65,7 +66,8 @@ def integrate(
         raise ValueError(f"function must return values of shape {grid} and more, got {list(values.shape)}")
     values = values.expand([*grid, *values.shape[d:]])
     for q in weights:
-        values = torch.tensordot(q.to(torch.promote_types(q.dtype, values.dtype)), values.to(torch.promote_types(q.dtype, values.dtype)), ([0], [0]))
+        dtype = torch.promote_types(q.dtype, values.dtype)
+        values = torch.tensordot(q.to(dtype), values.to(dtype), ([0], [0]))
     return values
 
 

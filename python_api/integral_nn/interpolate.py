@@ -16,10 +16,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from inn_kernels import ops, reference
-from inn_kernels.taps import Taps
 from torch import Tensor
 from torch.autograd import Function
+
+from inn_kernels import ops, reference
+from inn_kernels.taps import Taps
 
 
 class Interpolate(Function):
@@ -36,7 +37,7 @@ class Interpolate(Function):
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, start, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple:
         x, start, weight = ctx.saved_tensors
         dx = dw = None
         if ctx.needs_input_grad[0]:
@@ -60,7 +61,7 @@ class Spread(Function):
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, start, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple:
         x, start, weight = ctx.saved_tensors
         dx = dw = None
         if ctx.needs_input_grad[0]:
@@ -83,7 +84,7 @@ class InterpolateTapGradient(Function):
         ctx.save_for_backward(x, grad, start)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple:
         x, grad, start = ctx.saved_tensors
         dx = dgrad = None
         if ctx.needs_input_grad[0]:

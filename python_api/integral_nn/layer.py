@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any, Union
 
 import torch
-from inn_kernels import dispatch
-from inn_kernels.taps import Taps
 from torch import Tensor, nn
 
+from inn_kernels import dispatch
+from inn_kernels.taps import Taps
 from integral_nn import _arguments as arguments
 from integral_nn.axis import Axis
 from integral_nn.discretize import sample
@@ -25,6 +25,8 @@ class IntegralLayer(nn.Module):
     and checkpointing need to know nothing. `scale` defaults to the one that gives the quadrature unit interior weights
     at full size, so that nodes are initialised like the discrete weight.
     """
+
+    bias: nn.Parameter | None
 
     def __init__(
         self,

@@ -1,21 +1,22 @@
 """The fully-connected integral layer.
 
-    F_O(x_out) = integral of F_W(x_out, x_in) F_I(x_in) dx_in          (Eq. 3)     y = x W_q^T + b
+F_O(x_out) = integral of F_W(x_out, x_in) F_I(x_in) dx_in          (Eq. 3)     y = x W_q^T + b
 
-    materialize   W_q = S_out nodes S_in^T,   y = x W_q^T
-    factored      x' = x S_in,   y' = x' nodes^T,   y = y' S_out^T          (W_q never exists)
+materialize   W_q = S_out nodes S_in^T,   y = x W_q^T
+factored      x' = x S_in,   y' = x' nodes^T,   y = y' S_out^T          (W_q never exists)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from inn_kernels import dispatch
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Basis, Partition, Taps
-from torch import Tensor, device, dtype, nn
-
 from integral_nn import _arguments as arguments
 from integral_nn.discretize import sample
 from integral_nn.interpolate import interpolate, spread
@@ -135,8 +136,8 @@ class IntegralLinear(IntegralLayer):
         scale: float | None = None,
         dataflow: str = "auto",
         backend: str | None = None,
-        device: device | str | None = None,
-        dtype: dtype | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         shape = [node_count(out_axis, "out_axis"), node_count(in_axis, "in_axis")]
         if node_count(taps, "taps") > 1:
@@ -165,7 +166,5 @@ class IntegralLinear(IntegralLayer):
 
     def extra_repr(self) -> str:
         out_nodes, in_nodes, *offsets = self.nodes.shape
-        text = f"in={describe(self.in_axis, in_nodes)}, out={describe(self.out_axis, out_nodes)}, bias={self.bias is not None}"
-        return text + "".join(f", taps={t}" for t in offsets)
-
-
+        text = f"in={describe(self.in_axis, in_nodes)}, out={describe(self.out_axis, out_nodes)}"
+        return text + f", bias={self.bias is not None}" + "".join(f", taps={t}" for t in offsets)

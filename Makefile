@@ -1,0 +1,41 @@
+# Every target sets up what it needs in .venv. TORCH chooses the build of PyTorch: make test TORCH="torch==2.10.0"
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
+
+.PHONY: test demo check bench report sanitize clean
+
+test: $(VENV)/installed  ## the whole test suite
+	$(RUN) -m pytest -q -n auto tests
+
+demo: $(VENV)/installed  ## train on digits, shrink without fine-tuning, time the dataflows
+	$(RUN) examples/digits.py
+
+check: $(VENV)/installed  ## style and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: $(VENV)/installed  ## CPU benchmark: table, bench/results/cpu.csv, README's table
+	$(RUN) -m bench
+	$(RUN) -m bench.report
+
+report: $(VENV)/installed  ## README's table from bench/results
+	$(RUN) -m bench.report
+
+sanitize: $(VENV)/installed  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	bash tests/sanitize.sh $(RUN)
+
+clean:
+	rm -rf $(VENV) build *.egg-info inn_kernels/_C*.so
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Build isolation would download a second PyTorch; the build uses the one installed here.
+$(VENV)/installed: $(VENV)/bin/python $(SOURCES)
+	$(RUN) -m pip install --quiet "$(TORCH)" numpy "setuptools>=77" wheel
+	$(RUN) -m pip install --quiet --no-build-isolation -e ".[test,demo,dev]"
+	touch $@
