@@ -11,6 +11,9 @@ operations and launches; a few measured constants of the machine turn the counts
 
 from __future__ import annotations
 
+import functools
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,7 +62,16 @@ def select_backend(backend: str | None, device: torch.device, dtype: torch.dtype
     if backend is not None:
         can_run(backend, device, dtype, raise_error=True)
         return backend
-    return "cpp" if _refusal("cpp", device, dtype) is None else "reference"
+    if _refusal("cpp", device, dtype) is None:
+        return "cpp"
+    if device.type == "cpu" and ops.compiled_missing is not None and not torch.compiler.is_compiling():
+        _say_once(f"inn_kernels runs on plain PyTorch: {ops.compiled_missing}")
+    return "reference"
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    warnings.warn(text, stacklevel=4)
 
 
 @dataclass(frozen=True)
@@ -140,17 +152,12 @@ def choose_dataflow(
     if torch.compiler.is_compiling() or all(along is None for along in taps):
         return "materialize"
     points = [size if along is None else along.points for along, size in zip(taps, nodes.shape)]
-    shape = Shape(
-        rows=rows,
-        out_points=points[0],
-        in_points=points[1],
-        out_nodes=nodes.shape[0],
-        in_nodes=nodes.shape[1],
-        taps=nodes[0, 0].numel(),
-        node_bytes=nodes.element_size(),
-        bytes=compute.itemsize,
-        convolution=convolution,
-        training=training,
-    )
-    costs = estimate(shape, GPU if nodes.device.type == "cuda" else CPU)
+    offsets = math.prod(nodes.shape[2:])
+    shape = (rows, *points, *nodes.shape[:2], offsets, nodes.element_size(), compute.itemsize, convolution, training)
+    return _cheapest(shape, nodes.device.type)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cheapest(shape: tuple, device: str) -> str:
+    costs = estimate(Shape(*shape), GPU if device == "cuda" else CPU)
     return min(costs, key=lambda name: costs[name])

@@ -67,8 +67,8 @@ def partition_from_deltas(delta: Tensor) -> Tensor:
         raise TypeError(f"delta must be a floating-point tensor, got {_describe(delta)}")
     if delta.dim() != 1 or delta.shape[0] < 2:
         raise ValueError(f"delta must have shape [n] with n >= 2, got {list(delta.shape)}")
-    gaps = delta[1:].square()
-    return torch.nn.functional.pad(torch.cumsum(gaps / gaps.sum(), 0), (1, 0))
+    ends = torch.cumsum(delta[1:].square(), 0)
+    return torch.nn.functional.pad(ends / ends[-1], (1, 0))  # the last point is 1, never a rounding above it
 
 
 def minimum_points(quadrature: Quadrature) -> int:

@@ -31,16 +31,18 @@ class Discretize(Function):
 
     @staticmethod
     def forward(
-        nodes: Tensor, out_start: Tensor, out_weight: Tensor, in_start: Tensor, in_weight: Tensor, dtype: torch.dtype
+        ctx: Any,
+        nodes: Tensor,
+        out_start: Tensor,
+        out_weight: Tensor,
+        in_start: Tensor,
+        in_weight: Tensor,
+        dtype: torch.dtype,
     ) -> Tensor:
-        return ops.discretize(nodes, out_start, out_weight, in_start, in_weight, dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        nodes, out_start, out_weight, in_start, in_weight, _ = inputs
         ctx.sizes, ctx.dtype = nodes.shape[:2], nodes.dtype
         tuned = ctx.needs_input_grad[2] or ctx.needs_input_grad[4]
         ctx.save_for_backward(nodes if tuned else None, out_start, out_weight, in_start, in_weight)
+        return ops.discretize(nodes, out_start, out_weight, in_start, in_weight, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -57,6 +59,7 @@ class DiscretizeAdjoint(Function):
 
     @staticmethod
     def forward(
+        ctx: Any,
         grad: Tensor,
         out_start: Tensor,
         out_weight: Tensor,
@@ -66,13 +69,9 @@ class DiscretizeAdjoint(Function):
         in_nodes: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        return ops.discretize_adjoint(grad, out_start, out_weight, in_start, in_weight, out_nodes, in_nodes, dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        grad, *taps = inputs[:5]
         ctx.dtype = grad.dtype
-        ctx.save_for_backward(grad, *taps)
+        ctx.save_for_backward(grad, out_start, out_weight, in_start, in_weight)
+        return ops.discretize_adjoint(grad, out_start, out_weight, in_start, in_weight, out_nodes, in_nodes, dtype)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
@@ -89,6 +88,7 @@ class DiscretizeTapGradient(Function):
 
     @staticmethod
     def forward(
+        ctx: Any,
         nodes: Tensor,
         grad: Tensor,
         out_start: Tensor,
@@ -98,12 +98,9 @@ class DiscretizeTapGradient(Function):
         need_out: bool,
         need_in: bool,
     ) -> tuple[Tensor, Tensor]:
+        ctx.need_out, ctx.need_in = need_out, need_in
+        ctx.save_for_backward(nodes, grad, out_start, out_weight, in_start, in_weight)
         return ops.discretize_tap_gradient(nodes, grad, out_start, out_weight, in_start, in_weight, need_out, need_in)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        *tensors, ctx.need_out, ctx.need_in = inputs
-        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, g_out: Tensor, g_in: Tensor) -> tuple:
@@ -169,7 +166,7 @@ def sample(nodes: Tensor, taps: Sequence[Taps | None], dtype: torch.dtype, backe
         weight = interpolate(nodes, in_taps, 1, narrow, backend)
     else:
         weight = nodes
-    return weight.to(dtype)
+    return weight if weight.dtype == dtype else weight.to(dtype)
 
 
 def discretize(

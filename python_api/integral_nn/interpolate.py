@@ -27,14 +27,10 @@ class Interpolate(Function):
     """y = S x."""
 
     @staticmethod
-    def forward(x: Tensor, start: Tensor, weight: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-        return ops.interpolate(x, start, weight, dim, dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, start, weight, ctx.dim, _ = inputs
-        ctx.size, ctx.dtype = x.shape[ctx.dim], x.dtype
+    def forward(ctx: Any, x: Tensor, start: Tensor, weight: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+        ctx.size, ctx.dim, ctx.dtype = x.shape[dim], dim, x.dtype
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, start, weight)
+        return ops.interpolate(x, start, weight, dim, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -51,14 +47,10 @@ class Spread(Function):
     """y = S^T x."""
 
     @staticmethod
-    def forward(x: Tensor, start: Tensor, weight: Tensor, nodes: int, dim: int, dtype: torch.dtype) -> Tensor:
-        return ops.spread(x, start, weight, nodes, dim, dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, start, weight, _, ctx.dim, _ = inputs
-        ctx.dtype = x.dtype
+    def forward(ctx: Any, x: Tensor, start: Tensor, weight: Tensor, nodes: int, dim: int, dtype: torch.dtype) -> Tensor:
+        ctx.dim, ctx.dtype = dim, x.dtype
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, start, weight)
+        return ops.spread(x, start, weight, nodes, dim, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -75,13 +67,10 @@ class InterpolateTapGradient(Function):
     """g[k, t] = <grad[k], x[start_k + t]>: bilinear in x and grad."""
 
     @staticmethod
-    def forward(x: Tensor, grad: Tensor, start: Tensor, dim: int) -> Tensor:
-        return ops.interpolate_tap_gradient(x, grad, start, dim)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, grad, start, ctx.dim = inputs
+    def forward(ctx: Any, x: Tensor, grad: Tensor, start: Tensor, dim: int) -> Tensor:
+        ctx.dim = dim
         ctx.save_for_backward(x, grad, start)
+        return ops.interpolate_tap_gradient(x, grad, start, dim)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:

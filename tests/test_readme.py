@@ -1,0 +1,35 @@
+"""README says what is so: its example runs and prints what it shows, its links exist, its numbers are the CSV's."""
+
+import doctest
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_example_prints_what_it_shows():
+    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    test = doctest.DocTestParser().get_doctest(block, {}, "README", "README.md", 0)
+    assert test.examples
+    assert doctest.DocTestRunner().run(test).failed == 0
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/design.md"])
+def test_files_named_exist(page):
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\(([^)#:]+)[^)]*\)", text)
+    paths = re.findall(r"`((?:inn_kernels|python_api|csrc|tests|bench|docs|examples)/[\w./-]+)`", text)
+    missing = [p for p in links + paths if not (ROOT / page).parent.joinpath(p).exists() and not (ROOT / p).exists()]
+    assert not missing
+
+
+def test_results_are_the_csvs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.delitem(sys.modules, "bench", raising=False)
+    from bench import report
+
+    assert report.redrawn(TEXT, report.render(report.read(report.RESULTS / "cpu.csv"))) == TEXT
