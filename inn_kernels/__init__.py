@@ -7,8 +7,8 @@ ops          every operation as a PyTorch operator, with its compiled kernels
 dispatch     which backend can run, which dataflow is cheapest, and why
 """
 
-from inn_kernels import dispatch, ops, quadrature, reference, taps
+from inn_kernels import cost, ops, quadrature, reference, taps
 
 __version__ = "0.1.0"
 
-__all__ = ["dispatch", "ops", "quadrature", "reference", "taps"]
+__all__ = ["cost", "ops", "quadrature", "reference", "taps"]

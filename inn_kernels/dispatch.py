@@ -1,27 +1,26 @@
 """Which backend can run, which dataflow is cheapest, and why.
 
-A training or inference step of an integral layer is counted, for each dataflow, in bytes moved, floating-point
-operations and launches; a few measured constants of the machine turn the counts into time:
-
-    time = sum over phases of max(flops / gemm_rate, bytes / bandwidth) + launches * launch_time
-
-    materialize   nodes -> W_q (memory-bound), then the vendor GEMM or convolution on W_q
-    factored      x' = (x q) S_in, y' = x' nodes^T by the vendor GEMM, y = y' S_out^T; W_q never exists
+python -m inn_kernels.dispatch explain --rows 16 --points 3072 --nodes 4096     the estimate of each dataflow
+python -m inn_kernels.dispatch calibrate                                        measure this machine's constants
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import math
+import statistics
+import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from inn_kernels import ops
-from inn_kernels.taps import Taps
+from inn_kernels import cost, ops
+from inn_kernels.cost import Machine, Shape
+from inn_kernels.taps import Taps, taps_for
 
 BACKENDS = ("cpp", "triton", "reference")
 DATAFLOWS = ("auto", "materialize", "factored")
@@ -74,60 +73,6 @@ def _say_once(text: str) -> None:
     warnings.warn(text, stacklevel=4)
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Constants of a machine, measured by a benchmark: bytes/s, flop/s, seconds."""
-
-    bandwidth: float  # plain copy, read + written
-    sampler_bandwidth: float  # discretize and its adjoint, read + written
-    gemm_rate: float  # a large vendor GEMM
-    gemm_bandwidth: float  # weight bytes streamed by a GEMM of few rows
-    launch: float  # one operation, dispatch included
-
-
-CPU = Machine(bandwidth=30e9, sampler_bandwidth=20e9, gemm_rate=300e9, gemm_bandwidth=15e9, launch=10e-6)
-GPU = Machine(bandwidth=3.0e12, sampler_bandwidth=2.4e12, gemm_rate=640e12, gemm_bandwidth=2.4e12, launch=4e-6)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of one integral layer call. A convolution's rows are batch times output positions."""
-
-    rows: int
-    out_points: int
-    in_points: int
-    out_nodes: int
-    in_nodes: int
-    taps: int = 1  # kernel offsets that ride along
-    node_bytes: int = 4
-    bytes: int = 4  # an element of the compute dtype
-    convolution: bool = False
-    training: bool = True
-
-
-def estimate(shape: Shape, machine: Machine) -> dict[str, float]:
-    """Modelled seconds of each dataflow for one step (forward, and backward when training)."""
-    weights = shape.out_points * shape.in_points * shape.taps
-    nodes = shape.out_nodes * shape.in_nodes * shape.taps
-    gemms = 3 if shape.training else 1
-    passes = 2 if shape.training else 1
-
-    def gemm(size: int, channels: int) -> float:
-        traffic = size * shape.bytes + shape.rows * channels * shape.bytes
-        return gemms * (
-            max(2 * shape.rows * size / machine.gemm_rate, traffic / machine.gemm_bandwidth) + machine.launch
-        )
-
-    sampling = (nodes * shape.node_bytes + weights * shape.bytes) / machine.sampler_bandwidth + machine.launch
-    materialize = passes * sampling + gemm(weights, shape.in_points + shape.out_points)
-
-    taps_in = 1 if shape.convolution else shape.taps  # a convolution's offsets do not multiply its channels
-    activations = shape.rows * ((shape.in_points + shape.in_nodes) * taps_in + shape.out_points + shape.out_nodes)
-    interpolation = activations * shape.bytes / machine.sampler_bandwidth + 2 * machine.launch
-    factored = passes * interpolation + gemm(nodes, shape.in_nodes + shape.out_nodes)
-    return {"materialize": materialize, "factored": factored}
-
-
 def choose_dataflow(
     rows: int,
     nodes: Tensor,
@@ -159,5 +104,96 @@ def choose_dataflow(
 
 @functools.lru_cache(maxsize=4096)
 def _cheapest(shape: tuple, device: str) -> str:
-    costs = estimate(Shape(*shape), GPU if device == "cuda" else CPU)
-    return min(costs, key=lambda name: costs[name])
+    costs = cost.estimate(Shape(*shape), machine(device))
+    return min(costs, key=lambda name: costs[name].seconds)
+
+
+@functools.cache
+def _machines() -> dict[str, Machine]:
+    return cost.load_machines()
+
+
+def machine(device: str) -> Machine:
+    """The constants in force for a kind of device ("cpu", "cuda")."""
+    return _machines().get(device, cost.GPU)
+
+
+def explain(shape: Shape, device: str = "cpu") -> str:
+    """The estimate of each dataflow and the choice, as a small table."""
+    costs = cost.estimate(shape, machine(device))
+    best = min(costs, key=lambda name: costs[name].seconds)
+    lines = [f"{'dataflow':<12} {'MB':>10} {'GFLOP':>10} {'launches':>9} {'model':>12}"]
+    for name, work in costs.items():
+        mark = "  <- auto" if name == best else ""
+        moved, flops = work.bytes / 1e6, work.flops / 1e9
+        lines.append(f"{name:<12} {moved:>10.3f} {flops:>10.3f} {work.launches:>9} {1e3 * work.seconds:>9.3f} ms{mark}")
+    return "\n".join(lines)
+
+
+def calibrate() -> Machine:
+    """Measure the constants of this machine's CPU in a few seconds, at PyTorch's current number of threads."""
+    size, points, many = 2048, 1536, 1024
+    out_taps = taps_for(points, size)
+    in_taps = taps_for(points, size, weighted=True)
+    nodes, weight = torch.randn(size, size), torch.randn(points, points)
+    wide, image, filters = torch.randn(many, size), torch.randn(32, 192, 8, 8), torch.randn(192, 192, 3, 3)
+    moved = 4 * (nodes.numel() + weight.numel())
+    taps = (out_taps.start, out_taps.weight, in_taps.start, in_taps.weight)
+
+    launch = _median_seconds(lambda: ops.interpolate(nodes[:1], *in_taps[:2], 1, torch.float32), 200)
+    sample = _median_seconds(lambda: ops.discretize(nodes, *taps, torch.float32), 15)
+    gather = _median_seconds(lambda: ops.discretize_adjoint(weight, *taps, size, size, torch.float32), 15)
+    along = _median_seconds(lambda: ops.interpolate(wide, *in_taps[:2], 1, torch.float32), 15)
+    one, few, all_rows = (
+        _median_seconds(functools.partial(F.linear, wide[:rows], nodes), 15) for rows in (1, 16, many)
+    )
+    convolution = _median_seconds(lambda: F.conv2d(image, filters, padding=1), 15)
+    rate = 2 * many * nodes.numel() / all_rows
+    return Machine(
+        sampler_bandwidth=2 * moved / (sample + gather),
+        interpolate_bandwidth=4 * many * (size + points) / along,
+        gemm_rate=rate,
+        rows_half=max(few * rate / (2 * nodes.numel()) - 16, 0.0),
+        gemm_bandwidth=4 * nodes.numel() / one,
+        convolution_rate=2 * 32 * 64 * filters.numel() / convolution,
+        launch=launch,
+    )
+
+
+def _median_seconds(run: Callable[[], object], times: int) -> float:
+    for _ in range(3):
+        run()
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    """Run `explain` or `calibrate` from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("calibrate", help="measure this machine and keep its constants")
+    explaining = commands.add_parser("explain", help="print the estimate of each dataflow")
+    explaining.add_argument("--rows", type=int, required=True, help="batch, times output positions of a convolution")
+    explaining.add_argument("--points", type=int, required=True, help="points on both sides")
+    explaining.add_argument("--nodes", type=int, required=True, help="nodes on both sides")
+    explaining.add_argument("--offsets", type=int, default=1, help="kernel offsets; more than 1: a convolution")
+    explaining.add_argument("--forward", action="store_true", help="inference instead of a training step")
+    explaining.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = parser.parse_args()
+    if options.command == "calibrate":
+        measured = calibrate()
+        print(measured, cost.save_machine("cpu", measured), sep="\n")
+        return
+    points, nodes, offsets = options.points, options.nodes, options.offsets
+    shape = Shape(
+        options.rows, points, points, nodes, nodes, offsets, convolution=offsets > 1, training=not options.forward
+    )
+    print(explain(shape, options.device))
+
+
+if __name__ == "__main__":
+    main()

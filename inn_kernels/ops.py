@@ -35,8 +35,12 @@ for _schema, _name in zip(_SCHEMAS, NAMES):
 
 
 def _load_compiled() -> str | None:
-    """Load the CPU kernels. Returns None when they are there, else why they are not."""
-    found = glob.glob(os.path.join(os.path.dirname(__file__), "_C*.so"))
+    """Load the CPU kernels. Returns None when they are there, else why they are not.
+
+    INN_KERNELS_LIBRARY names another build of the library (one with sanitizers), or, empty, none at all.
+    """
+    path = os.environ.get("INN_KERNELS_LIBRARY")
+    found = glob.glob(os.path.join(os.path.dirname(__file__), "_C*.so")) if path is None else [path] if path else []
     if not found:
         return "the C++ library was not built (no compiler when inn-kernels was installed)"
     try:

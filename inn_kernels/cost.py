@@ -1,0 +1,153 @@
+"""The cost model: bytes, operations and launches of each dataflow over a few measured constants of a machine.
+
+    B rows, K x L points, M_out x M_in nodes, T kernel offsets;  W = K L T,  N = M_out M_in T
+    gemm(B, S)   = max(2 S (B + rows_half) / gemm_rate, bytes of weight and activations / gemm_bandwidth) + launch
+
+    materialize  forward    N -> W sampled, gemm(B, W)
+                 backward   gemm(B, W) for dx and for dW, W -> N gathered
+    factored     forward    x spread from L to M_in, gemm(B, N), y' interpolated from M_out to K
+                 backward   the same two passes and gemm(B, N) twice
+
+A GEMM of few rows does not reach the machine's rate: `rows_half` is the number of rows at which it reaches half of it.
+Nodes that are not in the compute dtype are cast once more in `factored`. The model ranks dataflows; it does not predict
+times to better than a few tens of percent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Constants of a machine: bytes/s, flop/s, seconds, rows."""
+
+    sampler_bandwidth: float  # discretize and its adjoint, bytes read + written
+    interpolate_bandwidth: float  # interpolate and spread along the last dimension, bytes read + written
+    gemm_rate: float  # a GEMM of many rows
+    rows_half: float  # rows at which a GEMM reaches half that rate
+    gemm_bandwidth: float  # bytes streamed by a GEMM of one row
+    convolution_rate: float  # a convolution of many channels
+    launch: float  # one operation, dispatch included
+
+
+# Two cores of a 2024 server processor (AVX-512), and a model of an H100 that no GPU has confirmed yet.
+CPU = Machine(
+    sampler_bandwidth=20e9,
+    interpolate_bandwidth=15e9,
+    gemm_rate=180e9,
+    rows_half=8,
+    gemm_bandwidth=18e9,
+    convolution_rate=150e9,
+    launch=8e-6,
+)
+GPU = Machine(
+    sampler_bandwidth=2.4e12,
+    interpolate_bandwidth=2.4e12,
+    gemm_rate=640e12,
+    rows_half=0,
+    gemm_bandwidth=2.4e12,
+    convolution_rate=450e12,
+    launch=4e-6,
+)
+
+
+class Shape(NamedTuple):
+    """Sizes of one integral layer call. A convolution's rows are batch times output positions."""
+
+    rows: int
+    out_points: int
+    in_points: int
+    out_nodes: int
+    in_nodes: int
+    offsets: int = 1  # kernel offsets that ride along
+    node_bytes: int = 4  # an element of the nodes
+    value_bytes: int = 4  # an element of the compute dtype
+    convolution: bool = False
+    training: bool = True
+
+
+class Cost(NamedTuple):
+    """Counted work of one step and the seconds the model makes of it."""
+
+    bytes: int
+    flops: int
+    launches: int
+    seconds: float
+
+
+def estimate(shape: Shape, machine: Machine) -> dict[str, Cost]:
+    """Counted work and modelled time of each dataflow, forward or (training) forward and backward."""
+    return {"materialize": _materialize(shape, machine), "factored": _factored(shape, machine)}
+
+
+def _materialize(s: Shape, machine: Machine) -> Cost:
+    weights = s.out_points * s.in_points * s.offsets
+    passes = 2 if s.training else 1
+    moved = s.out_nodes * s.in_nodes * s.offsets * s.node_bytes + weights * s.value_bytes
+    sampling = Cost(moved, 0, 1, moved / machine.sampler_bandwidth + machine.launch)
+    return _total((passes, sampling), (2 * passes - 1, _gemm(s, weights, s.in_points, s.out_points, machine)))
+
+
+def _factored(s: Shape, machine: Machine) -> Cost:
+    nodes = s.out_nodes * s.in_nodes * s.offsets
+    passes = 2 if s.training else 1
+    features = 1 if s.convolution else s.offsets  # a convolution's offsets do not multiply its channels
+    moved = s.rows * ((s.in_points + s.in_nodes) * features + s.out_points + s.out_nodes) * s.value_bytes
+    along = Cost(moved, 0, 2, moved / machine.interpolate_bandwidth + 2 * machine.launch)
+    parts = [(passes, along), (2 * passes - 1, _gemm(s, nodes, s.in_nodes, s.out_nodes, machine))]
+    if s.node_bytes != s.value_bytes:
+        moved = nodes * (s.node_bytes + s.value_bytes)
+        parts.append((passes, Cost(moved, 0, 1, moved / machine.sampler_bandwidth + machine.launch)))
+    return _total(*parts)
+
+
+def _gemm(s: Shape, weights: int, in_channels: int, out_channels: int, machine: Machine) -> Cost:
+    features = 1 if s.convolution else s.offsets
+    moved = (weights + s.rows * (in_channels * features + out_channels)) * s.value_bytes
+    flops = 2 * s.rows * weights
+    rate = machine.convolution_rate if s.convolution else machine.gemm_rate
+    seconds = max(2 * weights * (s.rows + machine.rows_half) / rate, moved / machine.gemm_bandwidth)
+    return Cost(moved, flops, 1, seconds + machine.launch)
+
+
+def _total(*parts: tuple[int, Cost]) -> Cost:
+    sums = [sum(times * cost[i] for times, cost in parts) for i in range(4)]
+    return Cost(int(sums[0]), int(sums[1]), int(sums[2]), sums[3])
+
+
+def settings_path() -> Path:
+    """Where calibrated constants are kept: INN_KERNELS_MACHINE, or a file in the user's cache folder."""
+    chosen = os.environ.get("INN_KERNELS_MACHINE")
+    if chosen:
+        return Path(chosen)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "inn_kernels" / "machine.json"
+
+
+def load_machines(path: Path | None = None) -> dict[str, Machine]:
+    """The constants of each kind of device: calibrated ones where there are any, else the shipped defaults."""
+    machines = {"cpu": CPU, "cuda": GPU}
+    path = path or settings_path()
+    try:
+        saved = json.loads(path.read_text())
+        machines |= {kind: Machine(**{f.name: float(saved[kind][f.name]) for f in fields(Machine)}) for kind in saved}
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold machine constants ({error!r}); delete it or calibrate anew") from None
+    return machines
+
+
+def save_machine(kind: str, machine: Machine, path: Path | None = None) -> Path:
+    """Keep calibrated constants for the processes to come. Returns the file."""
+    path = path or settings_path()
+    saved = {} if not path.exists() else json.loads(path.read_text())
+    saved[kind] = asdict(machine)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(saved, indent=1) + "\n")
+    return path

@@ -1,0 +1,116 @@
+"""Backends explain themselves; the cost model counts what its formulas say and picks the cheapest dataflow."""
+
+import itertools
+
+import pytest
+import torch
+from inn_kernels import cost, dispatch, ops
+from inn_kernels.cost import Shape
+
+import integral_nn as inn
+
+MACHINE = cost.Machine(
+    sampler_bandwidth=2.0,
+    interpolate_bandwidth=3.0,
+    gemm_rate=5.0,
+    rows_half=7.0,
+    gemm_bandwidth=11.0,
+    convolution_rate=13.0,
+    launch=17.0,
+)
+SHAPES = [
+    Shape(rows, k, k - 1, m, m + 3, offsets, node_bytes, value_bytes, convolution, training)
+    for (rows, k, m), (offsets, convolution), (node_bytes, value_bytes), training in itertools.product(
+        [(1, 5, 7), (16, 12, 9), (300, 8, 8)], [(1, False), (9, True)], [(4, 4), (4, 2)], [False, True]
+    )
+]
+
+
+@pytest.mark.parametrize("s", SHAPES, ids=str)
+def test_estimate_counts_what_the_formulas_say(s):
+    w = s.out_points * s.in_points * s.offsets
+    n = s.out_nodes * s.in_nodes * s.offsets
+    rate = 13.0 if s.convolution else 5.0
+
+    def gemm(weights, channels):
+        moved = (weights + s.rows * channels) * s.value_bytes
+        return moved, max(2 * weights * (s.rows + 7) / rate, moved / 11) + 17
+
+    gemms, passes = (3, 2) if s.training else (1, 1)
+    costs = cost.estimate(s, MACHINE)
+
+    sampled = n * s.node_bytes + w * s.value_bytes
+    moved, seconds = gemm(w, s.in_points + s.out_points)
+    got = costs["materialize"]
+    assert (got.bytes, got.flops) == (passes * sampled + gemms * moved, gemms * 2 * s.rows * w)
+    assert got.launches == passes + gemms
+    assert got.seconds == pytest.approx(passes * (sampled / 2 + 17) + gemms * seconds)
+
+    along = s.rows * (s.in_points + s.in_nodes + s.out_points + s.out_nodes) * s.value_bytes
+    cast = n * (s.node_bytes + s.value_bytes) if s.node_bytes != s.value_bytes else 0
+    moved, seconds = gemm(n, s.in_nodes + s.out_nodes)
+    got = costs["factored"]
+    assert (got.bytes, got.flops) == (passes * (along + cast) + gemms * moved, gemms * 2 * s.rows * n)
+    assert got.launches == 2 * passes + gemms + (passes if cast else 0)
+    casting = passes * (cast / 2 + 17) if cast else 0
+    assert got.seconds == pytest.approx(passes * (along / 3 + 34) + gemms * seconds + casting)
+
+
+@pytest.mark.parametrize("s", SHAPES, ids=str)
+def test_explain_marks_the_cheapest(s):
+    text = dispatch.explain(s)
+    costs = cost.estimate(s, dispatch.machine("cpu"))
+    (marked,) = [line.split()[0] for line in text.splitlines() if line.endswith("<- auto")]
+    assert marked == min(costs, key=lambda name: costs[name].seconds)
+    assert all(f"{1e3 * work.seconds:.3f} ms" in text for work in costs.values())
+
+
+def test_auto_is_the_cheapest_dataflow_bit_for_bit(monkeypatch):
+    x, nodes = torch.randn(3, 12), torch.randn(16, 16)
+    monkeypatch.setattr(dispatch, "_cheapest", lambda shape, device: "factored")
+    auto = inn.integral_linear(x, nodes, None, 12, 12)
+    assert torch.equal(auto, inn.integral_linear(x, nodes, None, 12, 12, dataflow="factored"))
+    monkeypatch.setattr(dispatch, "_cheapest", lambda shape, device: "materialize")
+    auto = inn.integral_linear(x, nodes, None, 12, 12)
+    assert torch.equal(auto, inn.integral_linear(x, nodes, None, 12, 12, dataflow="materialize"))
+
+
+def test_calibrated_constants_are_kept_and_read(tmp_path):
+    path = cost.save_machine("cpu", MACHINE, tmp_path / "deep" / "machine.json")
+    machines = cost.load_machines(path)
+    assert machines == {"cpu": MACHINE, "cuda": cost.GPU}
+    assert cost.load_machines(tmp_path / "none.json") == {"cpu": cost.CPU, "cuda": cost.GPU}
+    path.write_text('{"cpu": {"launch": 1}}')
+    with pytest.raises(ValueError, match=r"machine\.json does not hold machine constants"):
+        cost.load_machines(path)
+
+
+def test_settings_path_can_be_chosen(monkeypatch, tmp_path):
+    monkeypatch.setenv("INN_KERNELS_MACHINE", str(tmp_path / "m.json"))
+    assert cost.settings_path() == tmp_path / "m.json"
+    monkeypatch.delenv("INN_KERNELS_MACHINE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cost.settings_path() == tmp_path / "inn_kernels" / "machine.json"
+
+
+def test_can_run_explains_a_refusal(monkeypatch):
+    cpu, f32 = torch.device("cpu"), torch.float32
+    assert dispatch.can_run("reference", cpu, torch.float64)
+    with pytest.raises(ValueError, match="backend must be one of"):
+        dispatch.can_run("cuda", cpu, f32)
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot run here"):
+        dispatch.can_run("triton", cpu, f32, raise_error=True)
+    monkeypatch.setattr(ops, "compiled_missing", "no compiler")
+    assert not dispatch.can_run("cpp", cpu, f32)
+    with pytest.raises(RuntimeError, match="backend 'cpp' cannot run here: no compiler"):
+        dispatch.select_backend("cpp", cpu, f32)
+
+
+def test_falling_back_is_said_once(monkeypatch):
+    monkeypatch.setattr(ops, "compiled_missing", "no compiler was found")
+    dispatch._say_once.cache_clear()
+    with pytest.warns(UserWarning, match="plain PyTorch: no compiler was found") as said:
+        for _ in range(3):
+            assert dispatch.select_backend(None, torch.device("cpu"), torch.float32) == "reference"
+    assert len(said) == 1
+    dispatch._say_once.cache_clear()
