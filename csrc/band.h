@@ -1,0 +1,164 @@
+// Banded matrices from taps, and how a row of outputs is cut into tiles.
+//
+// Taps (start [K], weight [K, 4]) are the rows of S [K, M]: point k = sum_t weight[k, t] * node[start[k] + t].
+// Because start does not decrease, the transpose is banded as well: the points that touch node i are
+// consecutive. Discretizing and its adjoint are then one product with two kinds of band.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+
+namespace inn {
+
+template <typename Accumulator>
+struct Band {
+  std::vector<int32_t> first;        // [outputs]
+  std::vector<int32_t> count;        // [outputs]
+  std::vector<int64_t> offset;       // [outputs]
+  std::vector<Accumulator> weight;   // [sum of count], with gaps allowed
+
+  int64_t outputs() const { return int64_t(first.size()); }
+  BandView<Accumulator> view() const { return {first.data(), count.data(), offset.data(), weight.data()}; }
+};
+
+// S itself: outputs are points, inputs are nodes.
+template <typename Accumulator>
+Band<Accumulator> band_of_points(const int32_t* start, const Accumulator* weight, int64_t points, int64_t nodes) {
+  Band<Accumulator> band;
+  band.first.assign(start, start + points);
+  band.count.assign(points, int32_t(std::min<int64_t>(4, nodes)));
+  band.offset.resize(points);
+  for (int64_t k = 0; k < points; ++k) band.offset[k] = 4 * k;
+  band.weight.assign(weight, weight + 4 * points);
+  return band;
+}
+
+// The transpose of S: outputs are nodes, inputs are points.
+template <typename Accumulator>
+Band<Accumulator> band_of_nodes(const int32_t* start, const Accumulator* weight, int64_t points, int64_t nodes) {
+  Band<Accumulator> band;
+  band.first.resize(nodes);
+  band.count.resize(nodes);
+  band.offset.resize(nodes);
+  band.weight.reserve(4 * points);
+  int64_t begin = 0, end = 0;  // points with node - 3 <= start <= node
+  for (int64_t node = 0; node < nodes; ++node) {
+    while (begin < points && start[begin] < node - 3) ++begin;
+    end = std::max(begin, end);
+    while (end < points && start[end] <= node) ++end;
+    band.first[node] = int32_t(begin);
+    band.count[node] = int32_t(end - begin);
+    band.offset[node] = int64_t(band.weight.size());
+    for (int64_t k = begin; k < end; ++k) band.weight.push_back(weight[4 * k + (node - start[k])]);
+  }
+  return band;
+}
+
+// First taps lie within `reach` elements, the others of `taps` at strides beyond.
+template <typename Accumulator>
+Access choose_access(int64_t reach, int64_t taps, int64_t stride, const Kernels<Accumulator>& kernels) {
+  const int64_t extent = reach + std::max<int64_t>(taps - 1, 0) * stride, width = kernels.width;
+  if (kernels.max_registers >= 2) {
+    if (extent <= width) return Access::kFixed1;
+    if (extent <= 2 * width) return Access::kFixed2;
+    if (reach <= width) return Access::kMoving1;
+    if (reach <= 2 * width) return Access::kMoving2;
+  }
+  if (kernels.max_registers >= 4 && reach <= 4 * width) return Access::kMoving4;
+  return Access::kGather;
+}
+
+template <typename Accumulator>
+struct ColumnTable {
+  int64_t elements = 0, stride = 1;
+  std::vector<ColumnBlock> block;    // [blocks]
+  std::vector<int32_t> index, count; // [blocks, width]
+  std::vector<Accumulator> weight;   // per block [max(4, max_taps), width]
+
+  ColumnTable(const Band<Accumulator>& band, int64_t stride, const Kernels<Accumulator>& kernels);
+  ColumnView<Accumulator> view() const {
+    return {elements, stride, block.data(), index.data(), count.data(), weight.data()};
+  }
+};
+
+template <typename Accumulator>
+ColumnTable<Accumulator>::ColumnTable(const Band<Accumulator>& band, int64_t stride,
+                                      const Kernels<Accumulator>& kernels)
+    : elements(band.outputs() * stride), stride(stride) {
+  const int width = kernels.width;
+  const int64_t blocks = (elements + width - 1) / width;
+  block.resize(blocks);
+  index.assign(blocks * width, 0);
+  count.assign(blocks * width, 0);
+  weight.reserve(blocks * width * 4);
+  std::vector<int64_t> output(width), from(width);  // of each lane: its output and the element its first tap reads
+  int64_t o = 0, tau = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int lanes = int(std::min<int64_t>(width, elements - b * width));
+    ColumnBlock& here = block[b];
+    int64_t low = INT64_MAX, high = -1;
+    int32_t* lane_count = &count[b * width];
+    for (int lane = 0; lane < lanes; ++lane) {
+      output[lane] = o;
+      from[lane] = band.first[o] * stride + tau;
+      lane_count[lane] = band.count[o];
+      if (lane_count[lane] > 0) {
+        low = std::min(low, from[lane]);
+        high = std::max(high, from[lane]);
+      }
+      if (++tau == stride) tau = 0, ++o;
+    }
+    here.base = high < 0 ? 0 : low;
+    here.min_taps = *std::min_element(lane_count, lane_count + width);  // 0 in a partial block: the rest is masked
+    here.max_taps = *std::max_element(lane_count, lane_count + width);
+    here.taps = here.max_taps > 4 ? TapCount::kAny : here.min_taps == 4 ? TapCount::kFour : TapCount::kUpToFour;
+    here.access = choose_access(high < 0 ? 1 : high - low + 1, here.max_taps, stride, kernels);
+    here.weight = int64_t(weight.size());
+    weight.resize(weight.size() + std::max<size_t>(here.max_taps, 4) * width, Accumulator(0));
+    Accumulator* block_weight = weight.data() + here.weight;
+    for (int lane = 0; lane < lanes; ++lane) {
+      if (lane_count[lane] == 0) continue;
+      index[b * width + lane] = int32_t(from[lane] - here.base);
+      const Accumulator* coefficient = band.weight.data() + band.offset[output[lane]];
+      for (int32_t t = 0; t < lane_count[lane]; ++t) block_weight[int64_t(t) * width + lane] = coefficient[t];
+    }
+  }
+}
+
+// A piece of a row: outputs [out_begin, out_end) and the inputs they read, [in_begin, in_end).
+struct Tile {
+  int64_t out_begin, out_end, in_begin, in_end;
+};
+
+constexpr int64_t kTileOutputs = 16;  // tiles hold a multiple of it: whole vectors, at any stride and width
+
+// Tiles of about `target` inputs and outputs together, so that a handful of rows of one stay in the nearest cache.
+template <typename Accumulator>
+std::vector<Tile> make_tiles(const Band<Accumulator>& band, int64_t target) {
+  std::vector<Tile> tiles;
+  const int64_t outputs = band.outputs();
+  for (int64_t begin = 0; begin < outputs;) {
+    Tile tile = {begin, begin, INT64_MAX, 0};
+    while (tile.out_end < outputs) {
+      const int64_t end = std::min(tile.out_end + kTileOutputs, outputs);
+      int64_t in_begin = tile.in_begin, in_end = tile.in_end;
+      for (int64_t o = tile.out_end; o < end; ++o) {
+        if (band.count[o] == 0) continue;
+        in_begin = std::min<int64_t>(in_begin, band.first[o]);
+        in_end = std::max<int64_t>(in_end, int64_t(band.first[o]) + band.count[o]);
+      }
+      if (tile.out_end > begin && (end - begin) + (in_end - std::min(in_begin, in_end)) > target) break;
+      tile = {begin, end, in_begin, in_end};
+    }
+    // Whole cache lines, where rows are: loads that cross lines cost double.
+    tile.in_begin = std::min(tile.in_begin, tile.in_end) & ~(kTileOutputs - 1);
+    tiles.push_back(tile);
+    begin = tile.out_end;
+  }
+  return tiles;
+}
+
+}  // namespace inn

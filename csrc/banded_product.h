@@ -1,0 +1,91 @@
+// out = A in B^T with banded A and B: what discretize, its adjoint, interpolate and spread are.
+//
+// A row of `out` combines a few consecutive rows of `in` (row pass, into a buffer that stays in the nearest cache),
+// then its columns combine a few consecutive elements of that buffer (column pass, in vector registers):
+//
+//     in   rows 7..10 |=|=====tile=====|=|      row pass: 4 rows, one after the other, into
+//     buffer            |==============|        column pass: 16 outputs from some 20 consecutive inputs
+//     out  row 5          |===========|
+//
+// Output rows are cut into tiles so that the input rows which consecutive output rows share stay in cache as
+// well. Neither S nor the product of one pass reaches memory, and every output is written once, by one thread,
+// with its sum in one order: no atomics, no zero-fill.
+#pragma once
+
+#include "band.h"
+#include "instruction_set.h"
+#include "tensors.h"
+
+namespace inn {
+
+constexpr int64_t kTileElements = 2048;  // inputs and outputs of a tile: four rows of it are some 24 KB of float32
+constexpr int64_t kRowBlock = 32;        // output rows of a task
+// From so many kernel offsets on, the column pass runs along them; below, it permutes across them.
+constexpr int64_t kRunLength = 9;
+
+// The storage type of a buffer of accumulators.
+template <typename Accumulator>
+constexpr Storage kBuffer = sizeof(Accumulator) == 8 ? kFloat64 : kFloat32;
+
+// Turns one row of values into accumulators: a band of one output with one tap of weight 1.
+template <typename Accumulator>
+struct UnitBand {
+  static constexpr int32_t first = 0, count = 1;
+  static constexpr int64_t offset = 0;
+  static constexpr Accumulator weight = 1;
+  static constexpr BandView<Accumulator> view() { return {&first, &count, &offset, &weight}; }
+};
+
+// out [rows of A, outer, columns of B, inner] from in [.., outer, .., inner]. Without a row band, A is the identity.
+template <typename Accumulator>
+void banded_product(const Band<Accumulator>* row_band, const Band<Accumulator>& column_band, const Matrix& in,
+                    void* out, Storage out_storage) {
+  const Kernels<Accumulator>& kernels = instruction_set().kernels<Accumulator>();
+  const int64_t rows = row_band ? row_band->outputs() : in.rows, columns = column_band.outputs(), inner = in.inner;
+  if (rows * columns * in.outer * inner == 0) return;
+
+  const bool along_runs = inner >= kRunLength;
+  const ColumnTable<Accumulator> table(along_runs ? Band<Accumulator>() : column_band, inner, kernels);
+  const ColumnView<Accumulator> column_view = table.view();
+  const BandView<Accumulator> row_view = row_band ? row_band->view() : UnitBand<Accumulator>::view(), run_view = column_band.view();
+  const std::vector<Tile> tiles = make_tiles(column_band, std::max<int64_t>(kTileElements / inner, 1));
+  int64_t widest = 0;
+  for (const Tile& tile : tiles) widest = std::max(widest, tile.in_end - tile.in_begin);
+
+  const auto row_pass = kernels.runs[in.storage][kBuffer<Accumulator>];
+  const auto run_pass = kernels.runs[kBuffer<Accumulator>][out_storage];
+  const auto column_pass = kernels.columns[out_storage];
+  const int64_t in_stride = in.outer * in.columns * inner;
+  const int64_t in_bytes = bytes_of(in.storage), out_bytes = bytes_of(out_storage);
+  const int64_t block = std::min<int64_t>(kRowBlock, (rows + 7) / 8), blocks = (rows + block - 1) / block;
+  const int64_t tasks_of_block = in.outer * int64_t(tiles.size());
+  const int64_t cost = block * (in.columns + columns) * inner / int64_t(tiles.size());
+
+  parallel_tasks(blocks * tasks_of_block, cost, [&](int64_t begin, int64_t end) {
+    const Buffer<Accumulator> buffer(widest * inner + kSourcePadding);  // [in_end - in_begin, inner]: one combined row
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first_row = task / tasks_of_block * block, last_row = std::min(first_row + block, rows);
+      const int64_t outer = task % tasks_of_block / int64_t(tiles.size());
+      const Tile& tile = tiles[task % int64_t(tiles.size())];
+      const char* source =
+          static_cast<const char*>(in.data) + (outer * in.columns + tile.in_begin) * inner * in_bytes;
+      const int64_t width = (tile.in_end - tile.in_begin) * inner;
+      for (int64_t row = first_row; row < last_row; ++row) {
+        if (row_band)
+          row_pass(row_view, row, row + 1, source, in_stride, 0, width, buffer.get(), 0);
+        else
+          row_pass(row_view, 0, 1, source + row * in_stride * in_bytes, in_stride, 0, width, buffer.get(), 0);
+        char* target =
+            static_cast<char*>(out) + ((row * in.outer + outer) * columns + tile.out_begin) * inner * out_bytes;
+        if (along_runs)
+          run_pass(run_view, tile.out_begin, tile.out_end, buffer.get(), inner, tile.in_begin, inner, target, inner);
+        else
+          column_pass(column_view, tile.out_begin * inner / kernels.width,
+                      (tile.out_end * inner + kernels.width - 1) / kernels.width, buffer.get(),
+                      tile.in_begin * inner, target);
+      }
+    }
+  });
+}
+
+}  // namespace inn

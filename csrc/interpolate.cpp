@@ -1,0 +1,84 @@
+// interpolate and spread: one dimension of a tensor sampled at points, and the adjoint of that.
+//
+//     y[.., k, ..] = sum_t weight[k, t] x[.., start[k] + t, ..]          interpolate, size M -> K
+//     x[.., i, ..] = sum_{k, t: start[k] + t = i} weight[k, t] y[.., k, ..]   spread, size K -> M
+//
+// The tensor is [outer, dim, inner]. With inner = 1 this is the column pass of a banded product alone; from a few
+// elements on it is the row pass alone, straight from input to output.
+#include "operations.h"
+
+#include "banded_product.h"
+
+namespace inn {
+namespace {
+
+// out [outer, outputs, inner] from in [outer, inputs, inner], run by run.
+template <typename Accumulator>
+void combine_rows(const Band<Accumulator>& band, int64_t outer, int64_t inputs, int64_t inner, const void* in,
+                  Storage in_storage, void* out, Storage out_storage) {
+  constexpr int64_t kRun = 2048;        // elements of a run: the inputs of a few outputs stay in the nearest cache
+  constexpr int64_t kBlock = 1 << 16;   // elements of a task, about
+  const auto kernel = instruction_set().kernels<Accumulator>().runs[in_storage][out_storage];
+  const BandView<Accumulator> view = band.view();
+  const int64_t outputs = band.outputs();
+  const int64_t run = std::min(inner, kRun), runs = (inner + run - 1) / run;
+  const int64_t block = std::min(outputs, std::max<int64_t>(16, kBlock / run / 4)), blocks = (outputs + block - 1) / block;
+  parallel_tasks(outer * runs * blocks, block * run * 2, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t o = task / (runs * blocks), j = task / blocks % runs * run, first = task % blocks * block;
+      const char* source = static_cast<const char*>(in) + (o * inputs * inner + j) * bytes_of(in_storage);
+      char* target = static_cast<char*>(out) + ((o * outputs + first) * inner + j) * bytes_of(out_storage);
+      kernel(view, first, std::min(first + block, outputs), source, inner, 0, std::min(run, inner - j), target, inner);
+    }
+  });
+}
+
+template <typename Accumulator>
+void along_dimension(const Band<Accumulator>& band, const Matrix& in, void* out, Storage out_storage) {
+  if (in.rows * band.outputs() * in.inner == 0) return;
+  if (in.inner < kRunLength)
+    banded_product<Accumulator>(nullptr, band, in, out, out_storage);
+  else
+    combine_rows(band, in.rows, in.columns, in.inner, in.data, in.storage, out, out_storage);
+}
+
+template <typename Accumulator>
+Band<Accumulator> band_of(const Taps& taps, int64_t nodes, bool adjoint) {
+  const auto make = adjoint ? band_of_nodes<Accumulator> : band_of_points<Accumulator>;
+  return make(taps.start, taps.weight_as<Accumulator>(), taps.points, nodes);
+}
+
+Tensor apply(const Tensor& x, const Tensor& start, const Tensor& weight, int64_t nodes, int64_t dim,
+             ScalarType dtype, bool adjoint) {
+  const Matrix in = check_along(x, dim, "x");
+  const Storage storage = storage_of(dtype, "dtype");
+  check_same_precision(in.storage, "x", storage, "dtype");
+  if (!adjoint) nodes = in.columns;
+  const Taps taps = check_taps(start, weight, nodes, in.storage, "start", "weight");
+  STD_TORCH_CHECK(!adjoint || in.columns == taps.points, "x must have ", taps.points,
+                  " points along dim, one for each of the taps, got ", in.columns);
+  Shape shape = shape_of(x);
+  const int64_t outputs = adjoint ? nodes : taps.points;
+  STD_TORCH_CHECK(outputs * std::max<int64_t>(in.inner, 1) <= INT32_MAX || in.inner >= kRunLength,
+                  "the result has too many elements along dim: ", outputs);
+  shape[dim < 0 ? dim + int64_t(shape.size()) : dim] = outputs;
+  Tensor out = allocate(shape, storage);
+  if (in.storage == kFloat64)
+    along_dimension(band_of<double>(taps, nodes, adjoint), in, out.mutable_data_ptr(), storage);
+  else
+    along_dimension(band_of<float>(taps, nodes, adjoint), in, out.mutable_data_ptr(), storage);
+  return out;
+}
+
+}  // namespace
+
+Tensor interpolate(const Tensor& x, const Tensor& start, const Tensor& weight, int64_t dim, ScalarType dtype) {
+  return apply(x, start, weight, 0, dim, dtype, /*adjoint=*/false);
+}
+
+Tensor spread(const Tensor& x, const Tensor& start, const Tensor& weight, int64_t nodes, int64_t dim,
+              ScalarType dtype) {
+  return apply(x, start, weight, nodes, dim, dtype, /*adjoint=*/true);
+}
+
+}  // namespace inn

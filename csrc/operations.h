@@ -1,0 +1,28 @@
+// The operations, as library.cpp registers them. Schemas are defined in Python (inn_kernels/ops.py).
+#pragma once
+
+#include <tuple>
+
+#include "tensors.h"
+
+namespace inn {
+
+Tensor discretize(const Tensor& nodes, const Tensor& out_start, const Tensor& out_weight, const Tensor& in_start,
+                  const Tensor& in_weight, ScalarType dtype);
+
+Tensor discretize_adjoint(const Tensor& grad, const Tensor& out_start, const Tensor& out_weight,
+                          const Tensor& in_start, const Tensor& in_weight, int64_t out_nodes, int64_t in_nodes,
+                          ScalarType dtype);
+
+std::tuple<Tensor, Tensor> discretize_tap_gradient(const Tensor& nodes, const Tensor& grad, const Tensor& out_start,
+                                                   const Tensor& out_weight, const Tensor& in_start,
+                                                   const Tensor& in_weight, bool need_out, bool need_in);
+
+Tensor interpolate(const Tensor& x, const Tensor& start, const Tensor& weight, int64_t dim, ScalarType dtype);
+
+Tensor spread(const Tensor& x, const Tensor& start, const Tensor& weight, int64_t nodes, int64_t dim,
+              ScalarType dtype);
+
+Tensor interpolate_tap_gradient(const Tensor& x, const Tensor& grad, const Tensor& start, int64_t dim);
+
+}  // namespace inn

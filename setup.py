@@ -1,0 +1,97 @@
+"""Builds inn_kernels/_C.abi3.so, the CPU kernels, where that is possible; installs without them where it is not.
+
+The library uses PyTorch's stable ABI only, so one build serves every Python from 3.10 and every torch from 2.10 on.
+PyTorch's headers come from the torch that is already installed:
+
+    pip install --no-build-isolation -e .
+
+(With build isolation, pip builds in an environment without torch, and the package runs on its PyTorch reference.)
+torch is deliberately not a build requirement: pip would fetch another one, gigabytes with CUDA, only for headers.
+
+INN_KERNELS_NO_EXT=1    skips the library
+INN_KERNELS_SANITIZE=1  builds it with the address and undefined-behaviour sanitizers
+"""
+
+import os
+import platform
+import sys
+from glob import glob
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# The kernels are compiled once for every instruction set and chosen when they run.
+# (-Wno-maybe-uninitialized: the headers of gcc 12 warn about their own _mm512_undefined_ps.)
+X86_FLAGS = {
+    "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
+    "kernels_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c",
+                           "-Wno-maybe-uninitialized"],
+}
+
+
+class BuildKernels(build_ext):
+    """build_ext with compiler flags by file, and a failed build that is reported instead of raised."""
+
+    def build_extension(self, ext):
+        compile_one = self.compiler._compile
+
+        def compile_with_flags(obj, src, suffix, cc_args, extra_postargs, pp_opts):
+            flags = X86_FLAGS.get(os.path.basename(src), []) if is_x86() else []
+            compile_one(obj, src, suffix, cc_args, extra_postargs + flags, pp_opts)
+
+        self.compiler._compile = compile_with_flags
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            skipped(f"building them failed ({error})")
+        finally:
+            self.compiler._compile = compile_one
+
+
+def is_x86():
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def skipped(reason):
+    print(f"inn_kernels: installing without the compiled CPU kernels: {reason}", file=sys.stderr, flush=True)
+
+
+def extensions():
+    if os.environ.get("INN_KERNELS_NO_EXT") == "1":
+        skipped("INN_KERNELS_NO_EXT=1")
+        return []
+    try:
+        from torch.utils.cpp_extension import include_paths, library_paths
+    except Exception as error:
+        skipped(f"torch cannot be imported at build time ({error}); try pip install --no-build-isolation")
+        return []
+    flags = ["-std=c++17", "-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"]
+    link = []
+    if os.environ.get("INN_KERNELS_SANITIZE") == "1":
+        sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+        flags = [*flags, *sanitize, "-g"]
+        link += sanitize
+    for path in include_paths():
+        flags += ["-isystem", path]
+    return [
+        Extension(
+            "inn_kernels._C",
+            sources=sorted(glob("csrc/*.cpp")),
+            depends=sorted(glob("csrc/*.h")),
+            define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000"), ("Py_LIMITED_API", "0x030a0000")],
+            extra_compile_args=flags,
+            extra_link_args=link,
+            library_dirs=library_paths(),
+            libraries=["torch_cpu"],
+            language="c++",
+            py_limited_api=True,
+            optional=True,
+        )
+    ]
+
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)
