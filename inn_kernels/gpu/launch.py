@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Config(NamedTuple):
     constants: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 1
+    resident: int = 0  # programs a multiprocessor holds at once on sm_90, where a launcher sizes its grid by it
 
     @property
     def options(self) -> dict[str, Any]:
@@ -66,6 +68,16 @@ class KernelSpec:
     def name(self) -> str:
         """Name of the kernel in tables."""
         return self.kernel.__name__.strip("_").removesuffix("_kernel")
+
+
+def with_constants(configs: Sequence[Config], **choices: Sequence[Any]) -> list[Config]:
+    """Every configuration with every combination of further constexpr values, as a launcher may pick them."""
+    made = []
+    for values in itertools.product(*choices.values()):
+        extra = dict(zip(choices, values))
+        suffix = "".join(f" {name}={value}" for (name, value), among in zip(extra.items(), choices.values()) if len(among) > 1)
+        made += [c._replace(name=c.name + suffix, constants={**c.constants, **extra}) for c in configs]
+    return made
 
 
 def empty(
