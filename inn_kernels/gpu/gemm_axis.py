@@ -17,14 +17,15 @@ alone, empty for uniform partitions. (A loop of varying length inside the main o
 
 from __future__ import annotations
 
-import contextlib
-import functools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from inn_kernels.gpu.launch import INTERPRETED, TRITON_TYPE, Config, KernelSpec, empty, processors
 
 CONTRIBUTORS = (4, 6, 8, 12)
 """NT, by class. Each is a compiled variant: 6 at K = M, 4 for fewer points, 8 and 12 for more points than nodes."""
@@ -142,8 +143,8 @@ def sum_splits(b_acc, p_partial, p_ticket, i_tile, i_split, n_split, R: tl.const
     arrived = tl.atomic_add(p_ticket + i_tile, 1, sem="acq_rel", scope="gpu")
     last = arrived == n_split - 1
     if last:
-        b_acc = tl.load(p_tile + b_cell, cache_modifier=".cg")
-        for s in range(1, n_split):
+        b_acc = tl.zeros([R, C], tl.float32)
+        for s in range(n_split):
             b_acc += tl.load(p_tile + s * (R * C) + b_cell, cache_modifier=".cg")
         tl.store(p_ticket + i_tile, 0)
     return b_acc, last
@@ -172,7 +173,7 @@ def workspace(device: torch.device, splits: int, tiles: int, tile_numel: int) ->
         if not capturing:  # room to spare, so that it seldom grows
             partial, tickets = max(partial, 1 << 18), max(tickets, 1 << 10)
         ticket = torch.zeros(tickets, dtype=torch.int32, device=device)
-        found = Workspace(torch.empty(partial, device=device), ticket)
+        found = Workspace(empty((partial,), torch.float32, device), ticket)
         if not capturing:
             _workspaces[device, stream] = found
     return found
@@ -180,13 +181,8 @@ def workspace(device: torch.device, splits: int, tiles: int, tile_numel: int) ->
 
 def split_count(tiles: int, steps: int, device: torch.device) -> int:
     """How many programs share the `steps` of a tile: enough to give every SM two, each with at least two steps."""
-    wanted = min(2 * _processors(device) // max(tiles, 1), steps // 2)
+    wanted = min(2 * processors(device) // max(tiles, 1), steps // 2)
     return triton.cdiv(steps, triton.cdiv(steps, wanted)) if wanted > 1 else 1
-
-
-@functools.lru_cache(None)
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 def pad_points(x: Tensor, table: AxisTable) -> Tensor:
@@ -203,15 +199,64 @@ def fp32_precision() -> str:
     return "tf32" if matmul.allow_tf32 else "ieee"
 
 
-INTERPRETED = not isinstance(gather_table, triton.runtime.JITFunction)
-_TRITON_DTYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_DOT_TYPE = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
 
 
 def compute_dtype(dtype: torch.dtype) -> tl.dtype:
     """What `tl.dot` multiplies. Triton's interpreter multiplies the bits of bfloat16: there its values, in float32."""
-    return tl.float32 if INTERPRETED and dtype == torch.bfloat16 else _TRITON_DTYPE[dtype]
+    return tl.float32 if INTERPRETED and dtype == torch.bfloat16 else _DOT_TYPE[TRITON_TYPE[dtype]]
 
 
-def device_guard(device: torch.device) -> contextlib.AbstractContextManager:
-    """The device current while a kernel is launched on it; nothing for CPU tensors, which only the interpreter takes."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+ANY = 1 << 62
+"""No limit, in a table of configurations."""
+
+Table = Mapping[str, Sequence[tuple[int, int, Config]]]
+"""By kind of multiplication, (most rows, most nodes along an axis, configuration), smallest first."""
+
+
+def select(table: Table, x: Tensor, nodes: Tensor, rows: int) -> tuple[Config, dict[str, object]]:
+    """The first configuration that fits, and the compile-time arguments that follow from the tensors."""
+    kind = fp32_precision() if x.dtype == torch.float32 else "half"
+    size = max(nodes.shape[:2])
+    config = next(config for most_rows, most, config in table[kind] if rows <= most_rows and size <= most)
+    return config, _flags(kind, compute_dtype(x.dtype), nodes.shape[1:].numel() % 16 == 0)
+
+
+def _flags(kind: str, compute: tl.dtype, aligned: bool) -> dict[str, object]:
+    return {"ALIGNED": aligned, "COMPUTE": compute, "PRECISION": "tf32" if kind == "tf32" else "ieee"}
+
+
+def gemm_specs(
+    kernel: triton.JITFunction, table: Table, contributors: Sequence[str], sizes: Sequence[str], **fixed: object
+) -> list[KernelSpec]:
+    """What the ahead-of-time harness compiles: every configuration of every dtype; for bfloat16 on float32 nodes, the
+    usual pair, also every class of `contributors` and nodes whose rows are not multiples of 16."""
+    pairs = {"half": [("bf16", "fp32"), ("fp16", "fp32"), ("bf16", "bf16")]}
+    specs = []
+    for kind, (x, nodes) in [(kind, pair) for kind in table for pair in pairs.get(kind, [("fp32", "fp32")])]:
+        kinds = {"p_nodes": nodes, "p_bias": nodes, "p_d_nodes": nodes, "p_d_bias": nodes}
+        kinds |= {"p_x": x, "p_y": x, "p_dx": x, "p_dy": x}
+        signature = {name: "*" + kinds.get(name, _table_type(name)) for name in kernel.arg_names if name[:2] == "p_"}
+        classes = [(6, True)]
+        if (x, nodes) == ("bf16", "fp32"):
+            classes += [(nt, True) for nt in CONTRIBUTORS if nt != 6] + [(6, False)]
+        configs = []
+        for nt, aligned in classes:
+            flags = {**dict.fromkeys(contributors, nt), **_flags(kind, _DOT_TYPE[x], aligned), **fixed}
+            name = f"-points{nt}" + ("" if aligned else "-unaligned")
+            configs += [c._replace(name=c.name + name, constants={**c.constants, **flags}) for *_, c in table[kind]]
+        specs.append(
+            KernelSpec(
+                kernel,
+                signature | {name: "i32" for name in sizes if name in kernel.arg_names},
+                configs,
+                variant=f"{x}-{nodes}" if kind == "half" else kind,
+                divisible=list(signature),
+                tensor_cores=kind != "ieee",
+            )
+        )
+    return specs
+
+
+def _table_type(name: str) -> str:
+    return "fp32" if name.endswith(("weight", "coefficient", "partial")) else "i32"

@@ -21,61 +21,61 @@ one tile share its steps and the last to arrive adds their partial sums in fixed
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.gemm_axis import (
+    ANY,
     PAD,
     cached_table,
-    compute_dtype,
     crowd,
-    device_guard,
-    fp32_precision,
     gather_rest,
     gather_table,
+    gemm_specs,
     pad_points,
+    select,
     split_count,
     sum_splits,
     workspace,
 )
+from inn_kernels.gpu.launch import Config, empty, guard
 
 TILE = 64  # nodes of an accumulator along the axis its epilogue leaves
 OUT_ADVANCE = 61  # forward: 61 windows of 4 rows start in 64 rows
 IN_ADVANCE = 56  # dx: 61 would do, 56 keeps every row of a tile aligned to 16 bytes
 
 
-class Config(NamedTuple):
-    """How a tile is computed, for up to `upto` rows of x."""
-
-    upto: int
-    rows: int  # BM, rows of x a tile
-    depth: int  # BK, nodes a step
-    square: int  # T, d_nodes tile
-    stages: int
-    warps: int = 4
+def _config(rows: int, depth: int, stages: int, square: int | None = None) -> Config:
+    """BM rows of x a tile, BK nodes a step, pipeline stages, and for the backward pass T, the side of a d_nodes tile."""
+    constants = {"BM": rows, "BK": depth, "TILE": TILE, "PAD": PAD}
+    if square is None:
+        return Config(f"rows{rows}", {**constants, "ADVANCE": OUT_ADVANCE}, 4, stages)
+    return Config(f"rows{rows}-nodes{square}", {**constants, "ADVANCE": IN_ADVANCE, "BB": 16, "T": square}, 4, stages)
 
 
-# One list a kind of tensor-core input. `upto` follows the rows, the only size that changes the shape of the work:
-# node tiles keep their 64 rows, and widths only change how many there are. Fewer rows than 16 fill no tensor core
-# better, 128 spill. Three stages keep 32 KB of nodes in flight a program, enough for two programs an SM to stream at
-# full bandwidth; a fourth costs a program an SM.
-CONFIGS = {
-    # HGMMA for the forward pass and d_nodes
-    "half": (Config(16, 16, 64, 64, 3), Config(32, 32, 64, 64, 3), Config(1 << 62, 64, 64, 64, 3)),
-    # operands are twice as wide: half the depth keeps registers and shared memory where they were
-    "tf32": (Config(16, 16, 32, 32, 3), Config(1 << 62, 32, 32, 32, 3)),
-    # fused multiply-adds on the ordinary cores: each thread holds its whole operand strips, so steps are short
-    "ieee": (Config(1 << 62, 16, 16, 32, 3),),
+# (most rows, most nodes along an axis, configuration) by kind of multiplication: `select` takes the first that fits. Few rows
+# are streaming: BM 16 is the least a tensor core takes, and three stages keep 32 KB of nodes in flight a program. More
+# rows share each node they stream, up to BM 64, where accumulator and prologue together fill the registers (BM 128
+# spills). tf32 operands are twice as wide, hence BM 32 at most. ieee multiplies on the ordinary cores, where a thread
+# holds strips of both operands as deep as the step: BK 16 and one or two stages, or registers spill.
+FORWARD = {
+    "half": ((16, ANY, _config(16, 64, 3)), (32, ANY, _config(32, 64, 3)), (ANY, ANY, _config(64, 64, 3))),
+    "tf32": ((16, ANY, _config(16, 32, 3)), (ANY, ANY, _config(32, 32, 3))),
+    "ieee": ((ANY, ANY, _config(16, 16, 2)),),
 }
-
-
-def select_config(kind: str, rows: int) -> Config:
-    """The configuration of `rows` rows of x."""
-    return next(c for c in CONFIGS[kind] if rows <= c.upto)
+# d_nodes in squares of 64, whose latency is hidden by the bytes each writes; of 32 while squares of 64 would be too few
+# to fill the device.
+BACKWARD = {
+    "half": (
+        (16, 1024, _config(16, 64, 3, 32)),
+        (32, ANY, _config(32, 64, 3, 64)),
+        (ANY, ANY, _config(64, 64, 3, 64)),
+    ),
+    "tf32": ((16, ANY, _config(16, 64, 3, 32)), (ANY, ANY, _config(32, 32, 3, 32))),
+    "ieee": ((ANY, ANY, _config(16, 16, 1, 32)),),
+}
 
 
 _SIZES = ("B", "K", "L", "M_out", "M_in", "n_split", "n_x", "need_nodes", "need_bias")  # run-time, whatever their value
@@ -242,12 +242,12 @@ def _node_gradient_tile(
         p_dy_rows = p_dy + b0 * K.to(tl.int64) + (b_row * K)[:, None]  # [BB, 1]
         p_x_rows = p_x + b0 * L.to(tl.int64) + (b_row * L)[:, None]
         b_dy = gather_table(p_dy_rows, p_out_lo, p_out_coefficient, b_i, n_out_padded, NT_OUT)  # [BB, T]
-        b_x = gather_table(p_x_rows, p_in_lo, p_in_coefficient, b_j, n_in_padded, NT_IN)  # [BB, T]
         b_dy = gather_rest(b_dy, p_dy_rows, p_out_start, p_out_weight, p_out_first, p_out_lo, b_i, M_out, n_more_out, NT_OUT)
-        b_x = gather_rest(b_x, p_x_rows, p_in_start, p_in_weight, p_in_first, p_in_lo, b_j, M_in, n_more_in, NT_IN)
         b_dy = tl.where((b0 + tl.arange(0, BB) < B)[:, None], b_dy, 0.0)
         b_bias += b_dy
         b_dy = b_dy.to(p_dy.dtype.element_ty).to(COMPUTE)
+        b_x = gather_table(p_x_rows, p_in_lo, p_in_coefficient, b_j, n_in_padded, NT_IN)  # [BB, T]
+        b_x = gather_rest(b_x, p_x_rows, p_in_start, p_in_weight, p_in_first, p_in_lo, b_j, M_in, n_more_in, NT_IN)
         b_x = b_x.to(p_x.dtype.element_ty).to(COMPUTE)
         b_acc = tl.dot(tl.trans(b_dy), b_x, b_acc, input_precision=PRECISION)
 
@@ -290,23 +290,6 @@ def linear_backward_kernel(
         )  # fmt: skip
 
 
-def _arguments(x: Tensor, nodes: Tensor, rows: int) -> tuple[Config, dict[str, object]]:
-    """Configuration and the compile-time arguments both kernels share."""
-    precision = fp32_precision()
-    config = select_config("half" if x.dtype != torch.float32 else precision, rows)
-    return config, {
-        "ALIGNED": nodes.shape[1] % 16 == 0,
-        "COMPUTE": compute_dtype(x.dtype),
-        "PRECISION": precision,
-        "BM": config.rows,
-        "BK": config.depth,
-        "TILE": TILE,
-        "PAD": PAD,
-        "num_warps": config.warps,
-        "num_stages": config.stages,
-    }
-
-
 def linear(
     x: Tensor,  # [B, L]
     nodes: Tensor,  # [M_out, M_in]
@@ -318,21 +301,22 @@ def linear(
 ) -> Tensor:  # [B, K], in x's dtype
     """y = x (S_out nodes S_in^T)^T + S_out bias in one launch."""
     rows, points, (out_nodes, in_nodes) = x.shape[0], out_start.shape[0], nodes.shape
-    y = x.new_empty(rows, points)
+    y = empty((rows, points), x.dtype, x.device)
     if rows == 0:
         return y
     out_table, in_table = cached_table(out_start, out_weight, out_nodes), cached_table(in_start, in_weight, in_nodes)
     x, nodes = pad_points(x, in_table), nodes.contiguous()
-    config, arguments = _arguments(x, nodes, rows)
-    row_tiles, node_tiles = triton.cdiv(rows, config.rows), triton.cdiv(max(out_nodes - 3, 1), OUT_ADVANCE)
-    splits = split_count(row_tiles * node_tiles, triton.cdiv(in_nodes, config.depth), x.device)
-    space = workspace(x.device, splits, row_tiles * node_tiles, TILE * config.rows)
-    with device_guard(x.device):
-        linear_kernel[(row_tiles * node_tiles * splits,)](
+    config, flags = select(FORWARD, x, nodes, rows)
+    block, depth = config.constants["BM"], config.constants["BK"]
+    tiles = triton.cdiv(rows, block) * triton.cdiv(max(out_nodes - 3, 1), OUT_ADVANCE)
+    splits = split_count(tiles, triton.cdiv(in_nodes, depth), x.device)
+    space = workspace(x.device, splits, tiles, TILE * block)
+    with guard(x):
+        linear_kernel[(tiles * splits,)](
             y, x, nodes, nodes if bias is None else bias.contiguous(),
             out_table.start, out_table.weight, out_table.first, *in_table, *space,
             rows, points, x.shape[1], out_nodes, in_nodes, splits,
-            HAS_BIAS=bias is not None, NT=in_table.contributors, ADVANCE=OUT_ADVANCE, **arguments,
+            HAS_BIAS=bias is not None, NT=in_table.contributors, **flags, **config.options,
         )  # fmt: skip
     return y
 
@@ -351,24 +335,30 @@ def linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # dx [B, L], d_nodes [M_out, M_in], d_bias [M_out]; empty where not needed
     """dx = dy W_q, d_nodes = S_out^T dy^T x S_in and d_bias = S_out^T sum_b dy in one launch."""
     rows, width, (out_nodes, in_nodes) = x.shape[0], x.shape[1], nodes.shape
-    d_nodes = nodes.new_empty(nodes.shape if need_nodes else 0)
-    d_bias = nodes.new_empty(out_nodes if need_bias else 0)
+    d_nodes = empty(nodes.shape if need_nodes else (0,), nodes.dtype, x.device)
+    d_bias = empty((out_nodes if need_bias else 0,), nodes.dtype, x.device)
     out_table, in_table = cached_table(out_start, out_weight, out_nodes), cached_table(in_start, in_weight, in_nodes)
     dy, x, nodes = pad_points(dy, out_table), pad_points(x, in_table), nodes.contiguous()
-    dx = x.new_empty(x.shape if need_x else 0)
-    config, arguments = _arguments(x, nodes, rows)
-    tiles = triton.cdiv(rows, config.rows) * triton.cdiv(max(in_nodes - 3, 1), IN_ADVANCE) if need_x else 0
-    splits = split_count(tiles, triton.cdiv(out_nodes, config.depth), x.device)
-    space = workspace(x.device, splits, tiles, config.rows * TILE)
-    squares = triton.cdiv(out_nodes, config.square) * (triton.cdiv(in_nodes, config.square) if need_nodes else 1)
+    dx = empty(x.shape if need_x else (0,), x.dtype, x.device)
+    config, flags = select(BACKWARD, x, nodes, rows)
+    block, depth, square = (config.constants[name] for name in ("BM", "BK", "T"))
+    tiles = triton.cdiv(rows, block) * triton.cdiv(max(in_nodes - 3, 1), IN_ADVANCE) if need_x else 0
+    splits = split_count(tiles, triton.cdiv(out_nodes, depth), x.device)
+    space = workspace(x.device, splits, tiles, block * TILE)
+    squares = triton.cdiv(out_nodes, square) * (triton.cdiv(in_nodes, square) if need_nodes else 1)
     grid = tiles * splits + (squares if need_nodes or need_bias else 0)
     if grid == 0:
         return dx[..., :width], d_nodes, d_bias
-    with device_guard(x.device):
+    with guard(x):
         linear_backward_kernel[(grid,)](
             dx, d_nodes, d_bias, dy, x, nodes, *out_table, *in_table, *space,
             rows, dy.shape[1], x.shape[1], out_nodes, in_nodes, splits, tiles * splits, need_nodes, need_bias,
-            NT_OUT=out_table.contributors, NT_IN=in_table.contributors, BB=16, T=config.square, ADVANCE=IN_ADVANCE,
-            **arguments,
+            NT_OUT=out_table.contributors, NT_IN=in_table.contributors, **flags, **config.options,
         )  # fmt: skip
     return dx[..., :width].contiguous(), d_nodes, d_bias
+
+
+KERNELS = [
+    *gemm_specs(linear_kernel, FORWARD, ["NT"], _SIZES, HAS_BIAS=True),
+    *gemm_specs(linear_backward_kernel, BACKWARD, ["NT_OUT", "NT_IN"], _SIZES),
+]
