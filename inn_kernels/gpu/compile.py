@@ -85,6 +85,8 @@ def compile_one(spec: KernelSpec, config: Config, target: str) -> triton.compile
     attributes = {(order.index(name),): [["tt.divisibility", 16]] for name in spec.divisible}
     source = ASTSource(spec.kernel, types, dict(config.constants), attributes)
     options = {key: value for key, value in config.options.items() if key not in config.constants}
+    if target == "gfx942":
+        options.pop("maxnreg", None)
     return triton.compile(source, target=TARGETS[target], options=options)
 
 
@@ -117,7 +119,7 @@ def _read_nvidia(
         usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
         code = _tool("nvdisasm", "-c", file.name)
     used = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
-    shared = max(compiled.metadata.shared, used["SHARED"])
+    shared = compiled.metadata.shared
     # Registers come in units of 8 a thread; each block also takes 1 KiB of shared memory for the system.
     by_registers = 65536 // (-(-used["REG"] // 8) * 8 * 32) // warps
     blocks = min(by_registers, 64 // warps, 32, _SHARED_PER_SM[target] // (shared + 1024))

@@ -32,7 +32,7 @@ from inn_kernels.gpu.launch import Config, KernelSpec, empty_like_layout, guard,
 from inn_kernels.gpu.tiles import SIZES, Geometry, columns, dense, dot_4, gather_4, load_4, plan, split_column, steps, weight_geometry
 
 CONFIGS = (
-    Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=6),
+    Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=7, max_registers=72),
     Config("narrow", {"SUB": 1, "LANES": 128}, num_warps=4, resident=16),
 )
 """Four columns a thread keep 14 KB of node rows in flight on a multiprocessor, about what its share of the bandwidth

@@ -43,12 +43,14 @@ class Config(NamedTuple):
     num_warps: int = 4
     num_stages: int = 1
     resident: int = 0  # programs a multiprocessor holds at once on sm_90, where a launcher sizes its grid by it
+    max_registers: int | None = None  # bound for the compiler, NVIDIA only
 
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of a launch. Fused multiply-add is asked for: its default differs between releases."""
         fixed = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
-        return {**self.constants, **fixed}
+        bound = {"maxnreg": self.max_registers} if self.max_registers and torch.version.hip is None else {}
+        return {**self.constants, **fixed, **bound}
 
 
 @dataclass(frozen=True)
