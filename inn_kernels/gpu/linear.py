@@ -47,34 +47,35 @@ OUT_ADVANCE = 61  # forward: 61 windows of 4 rows start in 64 rows
 IN_ADVANCE = 56  # dx: 61 would do, 56 keeps every row of a tile aligned to 16 bytes
 
 
-def _config(rows: int, depth: int, stages: int, square: int | None = None) -> Config:
+def _config(rows: int, depth: int, stages: int, warps: int = 4, square: int | None = None) -> Config:
     """BM rows of x a tile, BK nodes a step, pipeline stages, and for the backward pass T, the side of a d_nodes tile."""
     constants = {"BM": rows, "BK": depth, "TILE": TILE, "PAD": PAD}
     if square is None:
-        return Config(f"rows{rows}", {**constants, "ADVANCE": OUT_ADVANCE}, 4, stages)
-    return Config(f"rows{rows}-nodes{square}", {**constants, "ADVANCE": IN_ADVANCE, "BB": 16, "T": square}, 4, stages)
+        return Config(f"rows{rows}", {**constants, "ADVANCE": OUT_ADVANCE}, warps, stages)
+    return Config(f"rows{rows}-nodes{square}", {**constants, "ADVANCE": IN_ADVANCE, "BB": 16, "T": square}, warps, stages)
 
 
-# (most rows, most nodes along an axis, configuration) by kind of multiplication: `select` takes the first that fits. Few rows
-# are streaming: BM 16 is the least a tensor core takes, and three stages keep 32 KB of nodes in flight a program. More
-# rows share each node they stream, up to BM 64, where accumulator and prologue together fill the registers (BM 128
-# spills). tf32 operands are twice as wide, hence BM 32 at most. ieee multiplies on the ordinary cores, where a thread
-# holds strips of both operands as deep as the step: BK 16 and one or two stages, or registers spill.
+# (most rows, most nodes along an axis, configuration) by kind of multiplication: `select` takes the first that fits.
+# Few rows are a matter of streaming nodes: BM 16 is the least a tensor core takes, steps of 32 nodes leave room for
+# four programs an SM (64 deep: three), and four stages keep 24 KB of nodes in flight in each. More rows share every
+# node they stream, up to BM 64 on eight warps; BM 128 spills. float32 operands are twice as wide, so they get three
+# stages. ieee multiplies on the ordinary cores, where a thread holds strips of both operands as deep as the step:
+# BK 16 and one or two stages, or registers spill. Compiled for sm_90; not yet swept on a device.
 FORWARD = {
-    "half": ((16, ANY, _config(16, 64, 3)), (32, ANY, _config(32, 64, 3)), (ANY, ANY, _config(64, 64, 3))),
-    "tf32": ((16, ANY, _config(16, 32, 3)), (ANY, ANY, _config(32, 32, 3))),
+    "half": ((16, ANY, _config(16, 32, 4)), (32, ANY, _config(32, 32, 4)), (ANY, ANY, _config(64, 32, 4, 8))),
+    "tf32": ((16, ANY, _config(16, 32, 3)), (32, ANY, _config(32, 32, 3)), (ANY, ANY, _config(64, 32, 3, 8))),
     "ieee": ((ANY, ANY, _config(16, 16, 2)),),
 }
-# d_nodes in squares of 64, whose latency is hidden by the bytes each writes; of 32 while squares of 64 would be too few
-# to fill the device.
+# d_nodes in squares of 64: three programs an SM then have 48 KB to write in flight. In squares of 32, which need fewer
+# registers, while squares of 64 would be too few to fill the device.
 BACKWARD = {
     "half": (
-        (16, 1024, _config(16, 64, 3, 32)),
-        (32, ANY, _config(32, 64, 3, 64)),
-        (ANY, ANY, _config(64, 64, 3, 64)),
+        (16, 1024, _config(16, 32, 4, square=32)),
+        (32, ANY, _config(32, 32, 4, square=64)),
+        (ANY, ANY, _config(64, 32, 4, square=64)),
     ),
-    "tf32": ((16, ANY, _config(16, 64, 3, 32)), (ANY, ANY, _config(32, 32, 3, 32))),
-    "ieee": ((ANY, ANY, _config(16, 16, 1, 32)),),
+    "tf32": ((16, ANY, _config(16, 64, 3, square=32)), (ANY, ANY, _config(32, 32, 3, square=32))),
+    "ieee": ((ANY, ANY, _config(16, 16, 1, square=32)),),
 }
 
 
