@@ -41,7 +41,7 @@ from inn_kernels.gpu.tiles import (
 )
 
 CONFIGS = (
-    Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=7, max_registers=72),
+    Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=6, max_registers=80),
     Config("narrow", {"SUB": 1, "LANES": 128}, num_warps=4, resident=10, max_registers=48),
 )
 """As `discretize`: four columns a thread keep enough of dW in flight; one column where the layer is small."""
@@ -170,28 +170,34 @@ def discretize_adjoint_kernel(
     p_grad += i_batch * out_points * stride
     p_out += (i_batch * out_nodes + i_begin) * width
     b_col, b_inside, b_lane = columns(i_tile, width, SUB, LANES, INDEX)  # [SUB, LANES]
-    b_l = b_col
-    crowded = False
+    p_tile = p_out + i_tile.to(tl.int64) * (SUB * LANES)
     if SAMPLE_IN:
         b_j = (b_col // inner % in_nodes).to(tl.int32)  # [SUB, LANES]
         b_l = first_contributor(p_in_start, p_in_weight, in_points, b_j)
-        crowded = any_beyond(p_in_start, p_in_weight, in_points, b_l, b_j)
-    if crowded:  # one sub-tile after the other: the loop over further points takes registers
-        most = tl.max(tl.max(points_before(p_in_start, in_points, b_j + 1) - b_l, 1), 0)
-        for i_sub in range(SUB):
-            i_line = i_tile * SUB + i_sub
-            b_c, b_c_inside, b_c_lane = columns(i_line, width, 1, LANES, INDEX)  # [1, LANES]
-            b_c_l = first_contributor(p_in_start, p_in_weight, in_points, (b_c // inner % in_nodes).to(tl.int32))
+        if any_beyond(p_in_start, p_in_weight, in_points, b_l, b_j):
+            # Clustered points. One sub-tile after the other: the loop over further points takes registers.
+            most = tl.max(tl.max(points_before(p_in_start, in_points, b_j + 1) - b_l, 1), 0)
+            for i_sub in range(SUB):
+                i_line = i_tile * SUB + i_sub
+                b_one, b_one_inside, b_one_lane = columns(i_line, width, 1, LANES, INDEX)  # [1, LANES]
+                b_one_j = (b_one // inner % in_nodes).to(tl.int32)
+                b_one_l = first_contributor(p_in_start, p_in_weight, in_points, b_one_j)
+                adjoint_tile(
+                    p_grad, p_tile + i_sub * LANES, p_out_start, p_out_weight, p_in_start, p_in_weight,
+                    out_points, in_nodes, in_points, inner, stride, width, i_begin, i_end,
+                    b_one, b_one_inside, b_one_lane, b_one_l, most, SAMPLE_OUT, True, True, ADJACENT, 1, LANES,
+                )  # fmt: skip
+        else:
             adjoint_tile(
-                p_grad, p_out + i_line.to(tl.int64) * LANES, p_out_start, p_out_weight, p_in_start, p_in_weight,
+                p_grad, p_tile, p_out_start, p_out_weight, p_in_start, p_in_weight,
                 out_points, in_nodes, in_points, inner, stride, width, i_begin, i_end,
-                b_c, b_c_inside, b_c_lane, b_c_l, most, SAMPLE_OUT, SAMPLE_IN, True, ADJACENT, 1, LANES,
+                b_col, b_inside, b_lane, b_l, 4, SAMPLE_OUT, True, False, ADJACENT, SUB, LANES,
             )  # fmt: skip
     else:
         adjoint_tile(
-            p_grad, p_out + i_tile.to(tl.int64) * (SUB * LANES), p_out_start, p_out_weight, p_in_start, p_in_weight,
+            p_grad, p_tile, p_out_start, p_out_weight, p_in_start, p_in_weight,
             out_points, in_nodes, in_points, inner, stride, width, i_begin, i_end,
-            b_col, b_inside, b_lane, b_l, 4, SAMPLE_OUT, SAMPLE_IN, False, ADJACENT, SUB, LANES,
+            b_col, b_inside, b_lane, b_col, 4, SAMPLE_OUT, False, False, ADJACENT, SUB, LANES,
         )  # fmt: skip
 
 
