@@ -186,9 +186,9 @@ def split_count(tiles: int, steps: int, device: torch.device) -> int:
 
 
 def pad_points(x: Tensor, table: AxisTable) -> Tensor:
-    """x [B, L], contiguous, with columns of zeros up to NT where there are fewer: the table reads NT from each `lo`."""
+    """x [B, L, ...], contiguous, with points of zeros up to NT where there are fewer: the table reads NT from `lo` on."""
     missing = table.contributors - x.shape[1]
-    return torch.nn.functional.pad(x, (0, missing)) if missing > 0 else x.contiguous()
+    return torch.nn.functional.pad(x, [0, 0] * (x.dim() - 2) + [0, missing]) if missing > 0 else x.contiguous()
 
 
 def fp32_precision() -> str:
