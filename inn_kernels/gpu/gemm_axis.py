@@ -1,0 +1,262 @@
+"""What the fused GEMMs share: an axis's contributor table, the prologue, the epilogue and the sum over splits.
+
+A fused kernel never forms W_q = S_out nodes S_in^T. It multiplies by the nodes and interpolates activations:
+
+    prologue   x'[b, j] = sum_l x[b, l] S[l, j]          points -> nodes, on the operand of the tensor core
+    epilogue   y[b, k]  = sum_t weight[k, t] y'[b, start[k] + t]      nodes -> points, on its accumulator
+
+S has four non-zeros a row, so node j hears the points of one contiguous range, first[j - 3] <= l < first[j + 1] where
+first[i] counts the points whose taps start before node i. The prologue is then a gather without masks or searches:
+
+    x'[b, j] = sum_{n < NT} coefficient[n, j] x[b, lo[j] + n]
+
+NT covers 4K/M + 1 points, the most a node hears on evenly spread points. Where points cluster, a node may hear more:
+those nodes lie in [crowded[0], crowded[1]), and kernels add what the table left out in a second loop over that range
+alone, empty for uniform partitions. (A loop of varying length inside the main one would keep it from being pipelined.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from inn_kernels.gpu.launch import INTERPRETED, TRITON_TYPE, Config, KernelSpec, empty, processors
+
+CONTRIBUTORS = (4, 6, 8, 12)
+"""NT, by class. Each is a compiled variant: 6 at K = M, 4 for fewer points, 8 and 12 for more points than nodes."""
+
+PAD = 64
+"""Tables are padded to a multiple of the widest tile, so that kernels read them without masks."""
+
+
+class AxisTable(NamedTuple):
+    """The points of one axis as a fused GEMM reads them. K points, M nodes, M' = M rounded up to PAD."""
+
+    start: Tensor  # int32 [K]
+    weight: Tensor  # float32 [K, 4]
+    first: Tensor  # int32 [M + 1]     points whose taps start before node i
+    lo: Tensor  # int32 [M']           first point of node j's NT; lo + NT <= max(K, NT)
+    coefficient: Tensor  # float32 [NT, M']
+    crowded: Tensor  # int32 [2]       nodes with points beyond lo + NT lie in this range
+
+    @property
+    def contributors(self) -> int:
+        """NT."""
+        return self.coefficient.shape[0]
+
+
+def contributor_class(points: int, nodes: int) -> int:
+    """NT of K evenly spread points on M nodes: the smallest class of at least 4K/M + 1, else the largest."""
+    wanted = -(-4 * points // nodes) + 1
+    return next((nt for nt in CONTRIBUTORS if nt >= wanted), CONTRIBUTORS[-1])
+
+
+def axis_table(start: Tensor, weight: Tensor, nodes: int) -> AxisTable:
+    """The table of an axis from its taps, in a few operations on their device and without waiting for it.
+
+    Args:
+        start: int32 [K], non-decreasing.
+        weight: [K, 4].
+        nodes: M.
+    """
+    points, nt, device = start.shape[0], contributor_class(start.shape[0], nodes), start.device
+    weight = weight.detach().float().contiguous()
+    node = torch.arange(-(-nodes // PAD) * PAD, device=device)  # [M']
+    first = torch.searchsorted(start, torch.arange(nodes + 1, device=device, dtype=torch.int32), out_int32=True)
+    lo = first[(node - 3).clamp(0, nodes)].clamp(max=max(points - nt, 0))
+    hi = torch.where(node < nodes, first[(node + 1).clamp(max=nodes)], 0)
+    point = lo + torch.arange(nt, device=device)[:, None]  # [NT, M']
+    inside = point.clamp(max=points - 1)
+    tap = node - start[inside]
+    heard = (tap >= 0) & (tap < 4) & (point < points) & (node < nodes)
+    coefficient = torch.where(heard, weight[inside, tap.clamp(0, 3)], 0.0)
+    more = hi > lo + nt
+    crowded = torch.stack([torch.where(more, node, nodes).min(), torch.where(more, node + 1, 0).max()]).int()
+    return AxisTable(start, weight, first, lo.int(), coefficient, crowded)
+
+
+_tables: dict[tuple, tuple[Tensor, Tensor, AxisTable]] = {}
+_TABLES_KEPT = 1024
+
+
+def cached_table(start: Tensor, weight: Tensor, nodes: int) -> AxisTable:
+    """`axis_table`, kept while the same two tensors come back unchanged, as those of fixed partitions do."""
+    key = (id(start), id(weight), start._version, weight._version, nodes)
+    found = _tables.pop(key, None)
+    if found is None:
+        found = (start, weight, axis_table(start, weight, nodes))  # the tensors stay alive with their key
+        while len(_tables) >= _TABLES_KEPT:
+            _tables.pop(next(iter(_tables)))
+    _tables[key] = found  # most recently used last
+    return found[2]
+
+
+@triton.jit
+def gather_table(p_rows, p_lo, p_coefficient, i_node, n_padded, NT: tl.constexpr):
+    """x'[b, j] from the table. p_rows [R, 1] points at the rows, i_node [N] -> float32 [R, N]."""
+    p_point = p_rows + tl.load(p_lo + i_node)[None, :]  # [R, N]
+    b_sum = tl.load(p_coefficient + i_node)[None, :] * tl.load(p_point).to(tl.float32)
+    for n in tl.static_range(1, NT):
+        b_coefficient = tl.load(p_coefficient + n * n_padded + i_node)  # [N]
+        b_sum += b_coefficient[None, :] * tl.load(p_point + n).to(tl.float32)
+    return b_sum
+
+
+@triton.jit
+def crowd(p_first, p_lo, i_node, n_nodes, NT: tl.constexpr):
+    """The most points beyond NT that one of the nodes i_node [N] hears; 0 or less where none is crowded."""
+    b_hi = tl.load(p_first + i_node + 1, mask=i_node < n_nodes, other=0)  # [N]
+    return tl.max(b_hi - tl.load(p_lo + i_node), axis=0) - NT
+
+
+@triton.jit
+def gather_rest(b_sum, p_rows, p_start, p_weight, p_first, p_lo, i_node, n_nodes, n_more, NT: tl.constexpr):
+    """b_sum [R, N] and what `gather_table` leaves out: up to n_more = crowd(...) points a node."""
+    for n in range(NT, NT + n_more):
+        b_point = tl.load(p_lo + i_node) + n  # [N]
+        b_heard = b_point < tl.load(p_first + i_node + 1, mask=i_node < n_nodes, other=0)
+        b_tap = i_node - tl.load(p_start + b_point, mask=b_heard, other=0)
+        b_weight = tl.load(p_weight + 4 * b_point + b_tap, mask=b_heard, other=0.0)
+        b_x = tl.load(p_rows + b_point[None, :], mask=b_heard[None, :], other=0.0)  # [R, N]
+        b_sum += b_weight[None, :] * b_x.to(tl.float32)
+    return b_sum
+
+
+@triton.jit
+def sum_splits(b_acc, p_partial, p_ticket, i_tile, i_split, n_split, R: tl.constexpr, C: tl.constexpr):
+    """Sum b_acc [R, C] over the n_split programs of a tile, in their order. The last to arrive gets (sum, True).
+
+    Memory ordering: the barrier puts every thread's stores before the ticket of thread 0, which releases them to the
+    device; the last ticket acquires all earlier ones, and the barrier that hands its value to the other threads puts
+    their loads after it. The loads skip L1. Whoever comes last, the order of the sum is that of the splits, so the
+    result does not depend on it. The ticket returns to zero for the next launch on the stream.
+    """
+    b_cell = tl.arange(0, R)[:, None] * C + tl.arange(0, C)[None, :]  # [R, C]
+    p_tile = p_partial + i_tile.to(tl.int64) * n_split * (R * C)
+    tl.store(p_tile + i_split * (R * C) + b_cell, b_acc)
+    tl.debug_barrier()
+    arrived = tl.atomic_add(p_ticket + i_tile, 1, sem="acq_rel", scope="gpu")
+    last = arrived == n_split - 1
+    if last:
+        b_acc = tl.zeros([R, C], tl.float32)
+        for s in range(n_split):
+            b_acc += tl.load(p_tile + s * (R * C) + b_cell, cache_modifier=".cg")
+        tl.store(p_ticket + i_tile, 0)
+    return b_acc, last
+
+
+class Workspace(NamedTuple):
+    """Where the splits of a tile meet: partial sums, and tickets that are zero between launches."""
+
+    partial: Tensor  # float32
+    ticket: Tensor  # int32
+
+
+_workspaces: dict[tuple, Workspace] = {}
+
+
+def workspace(device: torch.device, splits: int, tiles: int, tile_numel: int) -> Workspace:
+    """Tickets for `tiles` tiles and partial sums of their `splits`, one workspace a stream: its launches take turns.
+
+    A CUDA graph gets its own, zeroed in the graph: its replays may run beside the stream that captured it.
+    """
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    partial, tickets = (splits * tiles * tile_numel, tiles) if splits > 1 else (0, 0)
+    found = None if capturing else _workspaces.get((device, stream))
+    if found is None or found.ticket.numel() < tickets or found.partial.numel() < partial:
+        if not capturing:  # room to spare, so that it seldom grows
+            partial, tickets = max(partial, 1 << 18), max(tickets, 1 << 10)
+        ticket = torch.zeros(tickets, dtype=torch.int32, device=device)
+        found = Workspace(empty((partial,), torch.float32, device), ticket)
+        if not capturing:
+            _workspaces[device, stream] = found
+    return found
+
+
+def split_count(tiles: int, steps: int, device: torch.device) -> int:
+    """How many programs share the `steps` of a tile: enough to give every SM two, each with at least two steps."""
+    wanted = min(2 * processors(device) // max(tiles, 1), steps // 2)
+    return triton.cdiv(steps, triton.cdiv(steps, wanted)) if wanted > 1 else 1
+
+
+def pad_points(x: Tensor, table: AxisTable) -> Tensor:
+    """x [B, L, ...], contiguous, with points of zeros up to NT where there are fewer: the table reads NT from `lo` on."""
+    missing = table.contributors - x.shape[1]
+    return torch.nn.functional.pad(x, [0, 0] * (x.dim() - 2) + [0, missing]) if missing > 0 else x.contiguous()
+
+
+def fp32_precision() -> str:
+    """How float32 operands are multiplied, "tf32" or "ieee", as PyTorch is told to."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32" if matmul.allow_tf32 else "ieee"
+
+
+_DOT_TYPE = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
+
+
+def compute_dtype(dtype: torch.dtype) -> tl.dtype:
+    """What `tl.dot` multiplies. Triton's interpreter multiplies the bits of bfloat16: there its values, in float32."""
+    return tl.float32 if INTERPRETED and dtype == torch.bfloat16 else _DOT_TYPE[TRITON_TYPE[dtype]]
+
+
+ANY = 1 << 62
+"""No limit, in a table of configurations."""
+
+Table = Mapping[str, Sequence[tuple[int, int, Config]]]
+"""By kind of multiplication, (most rows, most nodes along an axis, configuration), smallest first."""
+
+
+def select(table: Table, x: Tensor, nodes: Tensor, rows: int) -> tuple[Config, dict[str, object]]:
+    """The first configuration that fits, and the compile-time arguments that follow from the tensors."""
+    kind = fp32_precision() if x.dtype == torch.float32 else "half"
+    size = max(nodes.shape[:2])
+    config = next(config for most_rows, most, config in table[kind] if rows <= most_rows and size <= most)
+    return config, _flags(kind, compute_dtype(x.dtype), nodes.shape[1:].numel() % 16 == 0)
+
+
+def _flags(kind: str, compute: tl.dtype, aligned: bool) -> dict[str, object]:
+    return {"ALIGNED": aligned, "COMPUTE": compute, "PRECISION": "tf32" if kind == "tf32" else "ieee"}
+
+
+def gemm_specs(
+    kernel: triton.JITFunction, table: Table, contributors: Sequence[str], sizes: Sequence[str], **fixed: object
+) -> list[KernelSpec]:
+    """What the ahead-of-time harness compiles: every configuration of every dtype; for bfloat16 on float32 nodes, the
+    usual pair, also every class of `contributors` and nodes whose rows are not multiples of 16."""
+    pairs = {"half": [("bf16", "fp32"), ("fp16", "fp32"), ("bf16", "bf16")]}
+    specs = []
+    for kind, (x, nodes) in [(kind, pair) for kind in table for pair in pairs.get(kind, [("fp32", "fp32")])]:
+        kinds = {"p_nodes": nodes, "p_bias": nodes, "p_d_nodes": nodes, "p_d_bias": nodes}
+        kinds |= {"p_x": x, "p_y": x, "p_dx": x, "p_dy": x}
+        signature = {name: "*" + kinds.get(name, _table_type(name)) for name in kernel.arg_names if name[:2] == "p_"}
+        classes = [(6, True)]
+        if (x, nodes) == ("bf16", "fp32"):
+            classes += [(nt, True) for nt in CONTRIBUTORS if nt != 6] + [(6, False)]
+        configs = []
+        for nt, aligned in classes:
+            flags = {**dict.fromkeys(contributors, nt), **_flags(kind, _DOT_TYPE[x], aligned), **fixed}
+            name = f"-points{nt}" + ("" if aligned else "-unaligned")
+            configs += [c._replace(name=c.name + name, constants={**c.constants, **flags}) for *_, c in table[kind]]
+        specs.append(
+            KernelSpec(
+                kernel,
+                signature | {name: "i32" for name in sizes if name in kernel.arg_names},
+                configs,
+                variant=f"{x}-{nodes}" if kind == "half" else kind,
+                divisible=list(signature),
+                tensor_cores=kind != "ieee",
+            )
+        )
+    return specs
+
+
+def _table_type(name: str) -> str:
+    return "fp32" if name.endswith(("weight", "coefficient", "partial")) else "i32"

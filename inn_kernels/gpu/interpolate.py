@@ -1,0 +1,109 @@
+"""Interpolate and spread: one axis of any tensor sampled, or its adjoint, for activations and one-axis weights (Eq. 5).
+
+    interpolate   y[., k, .] = sum_{t<4} weight[k, t] x[., start[k] + t, .]                               y = S x
+    spread        x[., i, .] = sum over k with start[k] in [i - 3, i]  weight[k, i - start[k]] y[., k, .]     x = S^T y
+    gradients     of either in its tensor: the other; in the weights: d weight[k, t] = <dy[., k, .], x[., start[k] + t, .]>
+
+These are `discretize`, its adjoint and its tap gradient with one axis discrete, and run the same kernels, compiled
+without the discrete axis's taps. A tensor [before, M, after] is seen in one of two ways:
+
+    after >= LINE   `before` matrices of M rows and `after` columns: rows are sampled, a window of four in registers
+    after <  LINE   one matrix of `before` rows and M * after columns: columns are sampled, four gathers from cache
+
+Memory sees x once and y once; never the index or the [., 4, .] expansion that eager indexing writes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from inn_kernels.gpu import discretize as discretize_file
+from inn_kernels.gpu import discretize_adjoint as adjoint_file
+from inn_kernels.gpu import discretize_tap_gradient as tap_file
+from inn_kernels.gpu.launch import empty, with_constants
+from inn_kernels.gpu.tiles import Geometry
+
+LINE = 128
+"""Elements after the axis from which rows are sampled: a row then fills the threads of a program."""
+
+NONE = (None, None)
+
+
+def interpolate(
+    x: Tensor,  # [..., M, ...]
+    start: Tensor,  # [K]
+    weight: Tensor,  # [K, 4]
+    dim: int,
+    dtype: torch.dtype,
+) -> Tensor:  # [..., K, ...]
+    """y = S x along `dim`: M nodes become K points."""
+    out, sizes, by_row = _along(x, dim, x.shape[dim], start.shape[0], start.shape[0], dtype)
+    taps = (start, weight)
+    return discretize_file.sample(x.contiguous(), out, sizes, *((taps, NONE) if by_row else (NONE, taps)))
+
+
+def spread(
+    x: Tensor,  # [..., K, ...]
+    start: Tensor,  # [K]
+    weight: Tensor,  # [K, 4]
+    nodes: int,
+    dim: int,
+    dtype: torch.dtype,
+) -> Tensor:  # [..., M, ...]
+    """y = S^T x along `dim`: K points become M nodes, the adjoint of `interpolate`."""
+    out, sizes, by_row = _along(x, dim, nodes, start.shape[0], nodes, dtype)
+    taps = (start, weight)
+    return adjoint_file.gather_adjoint(x.contiguous(), out, sizes, *((taps, NONE) if by_row else (NONE, taps)))
+
+
+def interpolate_tap_gradient(
+    x: Tensor,  # [..., M, ...]
+    grad: Tensor,  # [..., K, ...]
+    start: Tensor,  # [K]
+    dim: int,
+) -> Tensor:  # [K, 4]
+    """d weight[k, t] = <grad[k], x[start_k + t]> over all other dimensions."""
+    sizes, by_row = _geometry(x, dim, x.shape[dim], start.shape[0])
+    taps = (start, empty([start.shape[0], 4], torch.float32, x.device))  # its own weights are not in its gradient
+    both = (taps, NONE) if by_row else (NONE, taps)
+    sums = tap_file.tap_gradient(x.contiguous(), grad.contiguous(), sizes, *both, by_row, not by_row)
+    return sums[0] if by_row else sums[1]
+
+
+def _geometry(x: Tensor, dim: int, nodes: int, points: int) -> tuple[Geometry, bool]:
+    """How the kernels see x sampled along `dim`, and whether rows are sampled rather than columns."""
+    dim = dim % x.dim()
+    before, after = math.prod(x.shape[:dim]), math.prod(x.shape[dim + 1 :])
+    if after >= LINE:
+        return Geometry(before, nodes, points, 1, after, after, 1), True
+    return Geometry(1, before, before, 1, nodes, points, after), False
+
+
+def _along(
+    x: Tensor, dim: int, nodes: int, points: int, size: int, dtype: torch.dtype
+) -> tuple[Tensor, Geometry, bool]:
+    """An empty result like x with `size` elements along `dim`, the geometry, and whether rows are sampled."""
+    shape = list(x.shape)
+    shape[dim] = size
+    return empty(shape, dtype, x.device), *_geometry(x, dim, nodes, points)
+
+
+_ABSENT = {
+    "rows": ("p_in_start", "p_in_weight", "p_d_in"),
+    "columns": ("p_out_start", "p_out_weight", "p_d_out"),
+}
+KERNELS = [
+    replace(
+        spec,
+        configs=with_constants(spec.configs, **{name: (None,) for name in absent if name in spec.signature}),
+        variant=f"{spec.variant} {sampled}",
+    )
+    for operation in (discretize_file, adjoint_file, tap_file)
+    for spec in operation.KERNELS
+    for sampled, absent in _ABSENT.items()
+    if spec.variant in ("bf16-bf16", "fp32-fp32")
+]

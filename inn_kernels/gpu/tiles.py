@@ -1,0 +1,178 @@
+"""Columns, runs of rows, and searches: what the row-streaming kernels share.
+
+Both sides of a sampled weight are seen as rows of columns, whatever the layout,
+
+    nodes   [batch, out_nodes,  outer, in_nodes,  inner]         W   [batch, out_points, outer, in_points, inner]
+
+with kernel offsets in `inner` (contiguous) or in `outer` (channels_last), so that one kernel serves every layout. A
+program owns SUB x LANES columns, one a thread and sub-tile, and a run of rows. Column numbers past the end are clamped,
+not masked: loads need no mask, and the compiler cannot see neighbours to pack into one thread, which would put a layout
+conversion (shared memory and a barrier) into the loop. Stores are masked.
+
+Sizes are run-time arguments: widths change at every training step, and a compiled kernel serves them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from inn_kernels.gpu.launch import Config, is_channels_last, processors
+
+SIZES = (
+    "out_nodes", "out_points", "outer", "in_nodes", "in_points", "inner", "rows", "blocks", "tiles",
+)  # fmt: skip
+"""Run-time sizes, never specialized: not even for being 1 or a multiple of 16."""
+
+MIN_ROWS = 8
+"""Fewest rows a program streams: below, the three rows it shares with its neighbour cost more than idle processors."""
+
+
+@triton.jit
+def columns(i_tile, width, SUB: tl.constexpr, LANES: tl.constexpr, INDEX: tl.constexpr):
+    """Of a tile: columns, clamped to the last; which of them exist; their offsets from the tile's first. [SUB, LANES]."""
+    b_lane = tl.arange(0, SUB)[:, None] * LANES + tl.arange(0, LANES)[None, :]  # [SUB, LANES]
+    b_col = i_tile.to(INDEX) * (SUB * LANES) + b_lane  # [SUB, LANES]
+    return tl.minimum(b_col, width - 1), b_col < width, b_lane
+
+
+@triton.jit
+def split_column(b_col, size, inner):
+    """Column of an [outer, size, inner] row -> (outer, position along size, inner). Blocks like b_col."""
+    b_line = b_col // inner
+    return b_line // size, b_line % size, b_col - b_line * inner
+
+
+@triton.jit
+def steps(size, inner):
+    """Distances of the second, third and fourth element from the first of four; the last one again where fewer exist."""
+    return tl.minimum(size - 1, 1) * inner, tl.minimum(size - 1, 2) * inner, tl.minimum(size - 1, 3) * inner
+
+
+@triton.jit
+def gather_4(
+    p_first,  # [SUB, LANES] the first of each column's four elements
+    step_1, step_2, step_3,
+    SAMPLE: tl.constexpr,  # False: the axis is discrete, one element
+    ADJACENT: tl.constexpr,  # steps are 1, 2, 3: offsets inside the load instruction
+):  # fmt: skip
+    """Loads the four elements of each column, [SUB, LANES] each, in their storage dtype."""
+    b_x0 = tl.load(p_first)
+    if SAMPLE:
+        if ADJACENT:
+            return b_x0, tl.load(p_first + 1), tl.load(p_first + 2), tl.load(p_first + 3)
+        else:
+            return b_x0, tl.load(p_first + step_1), tl.load(p_first + step_2), tl.load(p_first + step_3)
+    else:
+        return b_x0, b_x0, b_x0, b_x0
+
+
+@triton.jit
+def dot_4(b_x0, b_x1, b_x2, b_x3, b_w0, b_w1, b_w2, b_w3, SAMPLE: tl.constexpr):
+    """Weighted sum of what `gather_4` loaded. float32 [SUB, LANES]."""
+    if SAMPLE:
+        b_low = b_w0 * b_x0.to(tl.float32) + b_w1 * b_x1.to(tl.float32)
+        return b_low + b_w2 * b_x2.to(tl.float32) + b_w3 * b_x3.to(tl.float32)
+    else:
+        return b_x0.to(tl.float32)
+
+
+@triton.jit
+def load_4(p_weight, i_point):
+    """The four weights of a point (or of each point of a block)."""
+    p_first = p_weight + i_point * 4
+    return tl.load(p_first), tl.load(p_first + 1), tl.load(p_first + 2), tl.load(p_first + 3)
+
+
+@triton.jit
+def points_before(p_start, points, b_node):
+    """How many points have start < node: a binary search of the non-decreasing `start`. int32 like b_node."""
+    step = 1
+    while step * 2 <= points:
+        step *= 2
+    b_count = b_node * 0
+    while step > 0:
+        b_probe = b_count + step  # all of these below? then they count
+        b_start = tl.load(p_start + b_probe - 1, mask=b_probe <= points, other=2147483647)
+        b_count = tl.where(b_start < b_node, b_probe, b_count)
+        step = step // 2
+    return b_count
+
+
+class Geometry(NamedTuple):
+    """Sizes of the two sides, in the order the kernels take them."""
+
+    batch: int
+    out_nodes: int
+    out_points: int
+    outer: int
+    in_nodes: int
+    in_points: int
+    inner: int
+
+    @property
+    def adjacent_nodes(self) -> bool:
+        """The four nodes of an input tap are neighbours in memory."""
+        return self.inner == 1 and self.in_nodes >= 4
+
+    @property
+    def adjacent_points(self) -> bool:
+        """Four neighbouring input points are neighbours in memory."""
+        return self.inner == 1 and self.in_points >= 4
+
+    @property
+    def node_columns(self) -> int:
+        """Columns of a row of nodes."""
+        return self.outer * self.in_nodes * self.inner
+
+    @property
+    def point_columns(self) -> int:
+        """Columns of a row of W."""
+        return self.outer * self.in_points * self.inner
+
+
+class Plan(NamedTuple):
+    """How a launch divides the work: rows a program, runs of rows, tiles of columns."""
+
+    config: Config
+    rows: int
+    blocks: int
+    tiles: int
+    grid: tuple[int]
+    index: tl.dtype  # of column numbers
+
+
+def weight_geometry(x: Tensor, out_nodes: int, out_points: int, in_nodes: int, in_points: int) -> Geometry:
+    """Geometry of a weight-shaped x [*, *, *rest] that is contiguous or channels_last."""
+    offsets = math.prod(x.shape[2:])
+    outer, inner = (offsets, 1) if is_channels_last(x) else (1, offsets)
+    return Geometry(1, out_nodes, out_points, outer, in_nodes, in_points, inner)
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself if it is contiguous or channels_last, else a contiguous copy."""
+    return x if is_channels_last(x) else x.contiguous()
+
+
+def plan(sizes: Geometry, length: int, width: int, configs: Sequence[Config], device: torch.device) -> Plan:
+    """Tile a batch of matrices of `length` rows and `width` columns: one wave of programs, all resident at once.
+
+    `configs` go from wide to narrow. A wide tile keeps more loads in flight; it is used once MIN_ROWS rows a program
+    still fill the chip. Rows then grow until the programs just fit: no last, half-empty wave, and least halo.
+    """
+    batch = sizes.batch
+    for config in configs:
+        tiles = triton.cdiv(width, config.constants["SUB"] * config.constants["LANES"])
+        wave = config.resident * processors(device)
+        if batch * tiles * triton.cdiv(length, MIN_ROWS) >= wave:
+            break
+    rows = max(MIN_ROWS, triton.cdiv(length, max(1, wave // (batch * tiles))))
+    blocks = triton.cdiv(length, rows)
+    narrow = max(sizes.node_columns, sizes.point_columns) < 2**31 - 2**16
+    return Plan(config, rows, blocks, tiles, (batch * blocks * tiles,), tl.int32 if narrow else tl.int64)

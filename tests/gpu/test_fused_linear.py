@@ -1,0 +1,157 @@
+"""Fused linear layer: forward, dx, d_nodes and d_bias against float64, the golden files and themselves."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from fused_cases import DEVICE, DTYPES, FLOOR, GOLDEN, Layer, check, error, nan_filled_outputs, node_gradients, points
+from fused_cases import sampled_bias, taps_of, weight
+from inn_kernels.gpu import gemm_axis
+from inn_kernels.gpu.launch import INTERPRETED
+from inn_kernels.gpu.linear import linear, linear_backward
+from inn_kernels.taps import Taps, make_taps
+from torch import Tensor
+
+__all__ = ["nan_filled_outputs"]
+
+# name: B, K, L, M_out, M_in, clustered
+CASES = {
+    "primes": (5, 53, 31, 67, 71, False),
+    "one": (1, 1, 1, 1, 1, False),
+    "two nodes": (3, 2, 3, 3, 2, False),
+    "many rows": (37, 16, 16, 16, 16, False),
+    "more points than nodes": (2, 47, 61, 3, 7, False),
+    "fewer points than nodes": (2, 3, 2, 131, 67, False),
+    "shared tiles": (3, 40, 64, 48, 176, False),
+    "clustered": (4, 59, 83, 61, 64, True),
+}
+
+
+def make(
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    nodes_dtype: torch.dtype = torch.float32,
+    bias: bool = True,
+) -> tuple[Layer, Tensor]:
+    """A layer and dy."""
+    b, k, n, m_out, m_in, clustered = CASES[name]
+    out, in_ = taps_of(points(k, clustered), m_out, False), taps_of(points(n, clustered), m_in, True)
+    nodes, biases = torch.randn(m_out, m_in).to(DEVICE, nodes_dtype), torch.randn(m_out).to(DEVICE, nodes_dtype)
+    x, dy = torch.randn(b, n).to(DEVICE, dtype), torch.randn(b, k).to(DEVICE, dtype)
+    return Layer(x, nodes, biases if bias else None, out, in_), dy
+
+
+def eager(layer: Layer, dy: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """y and the gradients by a sampled weight, everything in `dtype`."""
+    x, dy, w, bias = layer.x.to(dtype), dy.to(dtype), weight(layer, dtype), sampled_bias(layer, dtype)
+    y = x @ w.T if bias is None else x @ w.T + bias
+    d_nodes, d_bias = node_gradients(layer, dy.T @ x, dy.sum(0))
+    return {"y": y, "dx": dy @ w, "d_nodes": d_nodes, "d_bias": d_bias}
+
+
+def fused(layer: Layer, dy: Tensor) -> dict[str, Tensor]:
+    """y and the gradients by the kernels."""
+    y = linear(layer.x, layer.nodes, layer.bias, *layer.taps)
+    gradients = linear_backward(dy, layer.x, layer.nodes, *layer.taps, True, True, True)
+    return {"y": y, **dict(zip(("dx", "d_nodes", "d_bias"), gradients))}
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=lambda pair: "-".join(str(d)[6:] for d in pair))
+@pytest.mark.parametrize("name", CASES)
+def test_forward_and_every_gradient(name: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    layer, dy = make(name, *dtypes, bias=name != "two nodes")
+    exact, in_dtype = eager(layer, dy, torch.float64), eager(layer, dy, dtypes[0])
+    for what, value in fused(layer, dy).items():
+        assert value.dtype == (dtypes[0] if what in ("y", "dx") else dtypes[1])
+        check(value, in_dtype[what], exact[what], dtypes[0], what)
+
+
+def test_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemm_axis, "fp32_precision", lambda: "tf32")
+    layer, dy = make("primes")
+    exact = eager(layer, dy, torch.float64)
+    for what, value in fused(layer, dy).items():
+        assert error(value, exact[what]) <= 2.0**-9, what  # operands of 10 bits, roundings in three places
+
+
+def test_gradients_not_asked_for_are_empty() -> None:
+    layer, dy = make("primes")
+    full = linear_backward(dy, layer.x, layer.nodes, *layer.taps, True, True, True)
+    for wanted in ((True, False, False), (False, True, False), (False, False, True), (False, False, False)):
+        some = linear_backward(dy, layer.x, layer.nodes, *layer.taps, *wanted)
+        for need, gradient, expected in zip(wanted, some, full):
+            assert torch.equal(gradient, expected) if need else gradient.numel() == 0
+
+
+def test_no_rows() -> None:
+    layer, dy = make("primes")
+    empty = layer._replace(x=layer.x[:0])
+    found = fused(empty, dy[:0])
+    assert found["y"].shape == (0, 53) and found["dx"].shape == (0, 31)
+    assert not found["d_nodes"].any() and not found["d_bias"].any()
+
+
+@pytest.mark.parametrize("name", ["shared tiles", "clustered"])
+def test_repeatable_and_layout_does_not_matter(name: str) -> None:
+    layer, dy = make(name)
+    first = fused(layer, dy)
+    strided = layer._replace(x=layer.x.T.contiguous().T, nodes=layer.nodes.T.contiguous().T)
+    for what, value in fused(strided, dy.T.contiguous().T).items():
+        assert torch.equal(value, first[what]), what
+
+
+def test_programs_share_a_tile() -> None:
+    """The case above does take the path where several programs add up one tile, and its tickets return to zero."""
+    layer, dy = make("shared tiles")
+    linear(layer.x, layer.nodes, layer.bias, *layer.taps)
+    if INTERPRETED:
+        assert gemm_axis.split_count(1, 176 // 16, layer.x.device) > 1
+    assert all(not space.ticket.any() for space in gemm_axis._workspaces.values())
+
+
+def test_rows_do_not_see_each_other() -> None:
+    layer, dy = make("clustered")
+    layer.x[1, 5], dy[2, 7] = float("inf"), float("nan")
+    found = fused(layer, dy)
+    assert torch.isfinite(found["y"][[0, 2, 3]]).all() and torch.isfinite(found["dx"][[0, 1, 3]]).all()
+
+
+@pytest.mark.parametrize("name", ["linear_uniform", "linear_nonuniform", "linear_upsample"])
+def test_golden(name: str) -> None:
+    path = os.path.join(GOLDEN, f"{name}.npz")
+    if not os.path.exists(path):
+        pytest.skip("golden files are not in this checkout")
+    with np.load(path) as file:
+        golden = {key: torch.from_numpy(file[key]) for key in file}
+    layer = golden_layer(golden)
+    found = fused(layer, golden["grad_y"].float().to(DEVICE))
+    for what, key in (("y", "y"), ("dx", "grad_x"), ("d_nodes", "grad_nodes"), ("d_bias", "grad_bias")):
+        assert error(found[what].cpu(), golden[key]) <= 8 * FLOOR[torch.float32], what
+
+
+def golden_layer(golden: dict[str, Tensor]) -> Layer:
+    """The layer of a golden file, in float32."""
+    from inn_kernels.quadrature import weights
+
+    out_nodes, in_nodes = golden["nodes"].shape[:2]
+    q = weights("trapezoid", golden["in_partition"]) * golden["scale"]
+    out = make_taps(golden["out_partition"], out_nodes, dtype=torch.float32)
+    in_ = make_taps(golden["in_partition"], in_nodes, multiplier=q, dtype=torch.float32)
+    move = lambda taps: Taps(taps.start.to(DEVICE), taps.weight.to(DEVICE), taps.nodes)  # noqa: E731
+    x, nodes, bias = (golden[key].float().to(DEVICE) for key in ("x", "nodes", "bias"))
+    return Layer(x, nodes, bias, move(out), move(in_))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs 5 GB and a GPU")
+def test_offsets_beyond_32_bits() -> None:
+    rows, width = (1 << 20) + 3, 2051
+    out, in_ = taps_of(points(3, False), 4, False), taps_of(points(width, False), 1024, True)
+    nodes = torch.randn(4, 1024, device=DEVICE)
+    x = torch.randn(rows, width, device=DEVICE, dtype=torch.bfloat16)
+    last = Layer(x[-5:], nodes, None, out, in_)
+    y = linear(x, nodes, None, *last.taps)
+    exact, in_dtype = (x[-5:].to(d) @ weight(last, d).T for d in (torch.float64, torch.bfloat16))
+    check(y[-5:], in_dtype, exact, torch.bfloat16, "y")
