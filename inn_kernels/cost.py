@@ -7,6 +7,8 @@
                  backward   gemm(B, W) for dx and for dW, W -> N gathered
     factored     forward    x spread from L to M_in, gemm(B, N), y' interpolated from M_out to K
                  backward   the same two passes and gemm(B, N) twice
+    fused        forward    one launch: 2 B N operations, nodes and activations moved once
+                 backward   one launch (a convolution: two): 4 B N operations, nodes read and their gradient written
 
 A GEMM of few rows does not reach the machine's rate: `rows_half` is the number of rows at which it reaches half of it.
 Nodes that are not in the compute dtype are cast once more in `factored`. The model ranks dataflows; it does not predict
@@ -33,6 +35,8 @@ class Machine:
     gemm_bandwidth: float  # bytes streamed by a GEMM of one row
     convolution_rate: float  # a convolution of many channels
     launch: float  # one operation, dispatch included
+    fused_rate: float = 1.0  # the fused kernels' products; 1: there are none
+    fused_bandwidth: float = 1.0  # the fused kernels' memory traffic
 
 
 # Two cores of a 2024 server processor (AVX-512), and a model of an H100 that no GPU has confirmed yet.
@@ -53,6 +57,8 @@ GPU = Machine(
     gemm_bandwidth=2.4e12,
     convolution_rate=450e12,
     launch=4e-6,
+    fused_rate=200e12,
+    fused_bandwidth=2.2e12,
 )
 
 
@@ -80,9 +86,10 @@ class Cost(NamedTuple):
     seconds: float
 
 
-def estimate(shape: Shape, machine: Machine) -> dict[str, Cost]:
+def estimate(shape: Shape, machine: Machine, fusable: bool = False) -> dict[str, Cost]:
     """Counted work and modelled time of each dataflow, forward or (training) forward and backward."""
-    return {"materialize": _materialize(shape, machine), "factored": _factored(shape, machine)}
+    costs = {"materialize": _materialize(shape, machine), "factored": _factored(shape, machine)}
+    return costs | {"fused": _fused(shape, machine)} if fusable else costs
 
 
 def _materialize(s: Shape, machine: Machine) -> Cost:
@@ -104,6 +111,24 @@ def _factored(s: Shape, machine: Machine) -> Cost:
         moved = nodes * (s.node_bytes + s.value_bytes)
         parts.append((passes, Cost(moved, 0, 1, moved / machine.sampler_bandwidth + machine.launch)))
     return _total(*parts)
+
+
+def _fused(s: Shape, machine: Machine) -> Cost:
+    nodes = s.out_nodes * s.in_nodes * s.offsets
+
+    def launches(count: int, products: int, node_passes: int, activations: int) -> Cost:
+        moved = node_passes * nodes * s.node_bytes + activations * s.rows * s.value_bytes
+        flops = products * 2 * s.rows * nodes
+        seconds = max(flops / machine.fused_rate, moved / machine.fused_bandwidth) + count * machine.launch
+        return Cost(moved, flops, count, seconds)
+
+    # A convolution's kernel interpolates each pixel's channels anew for every offset.
+    channels_in, channels_out = s.in_points * s.offsets, s.out_points * (s.offsets if s.convolution else 1)
+    forward = launches(1, 1, 1, channels_in + s.out_points)
+    if not s.training:
+        return forward
+    backward = launches(2 if s.convolution else 1, 2, 2, 2 * (channels_in + channels_out))
+    return _total((1, forward), (1, backward))
 
 
 def _gemm(s: Shape, weights: int, in_channels: int, out_channels: int, machine: Machine) -> Cost:
@@ -135,7 +160,10 @@ def load_machines(path: Path | None = None) -> dict[str, Machine]:
     path = path or settings_path()
     try:
         saved = json.loads(path.read_text())
-        machines |= {kind: Machine(**{f.name: float(saved[kind][f.name]) for f in fields(Machine)}) for kind in saved}
+        machines |= {
+            kind: Machine(**{f.name: float(saved[kind].get(f.name, f.default)) for f in fields(Machine)})
+            for kind in saved
+        }
     except FileNotFoundError:
         pass
     except (ValueError, KeyError, TypeError) as error:

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inn_kernels import cost, ops
+from inn_kernels import cost, gpu, ops
 from inn_kernels.cost import Machine, Shape
 from inn_kernels.taps import Taps, taps_for
 
 BACKENDS = ("cpp", "triton", "reference")
-DATAFLOWS = ("auto", "materialize", "factored")
+DATAFLOWS = ("auto", "materialize", "factored", "fused")
 _STORAGE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -51,7 +51,7 @@ def _refusal(backend: str, device: torch.device, dtype: torch.dtype) -> str | No
     if backend == "reference":
         return None
     if backend == "triton":
-        return "there are no Triton kernels in this version"
+        return gpu.refusal(device, dtype)
     if ops.compiled_missing is not None:
         return ops.compiled_missing
     if device.type != "cpu":
@@ -66,8 +66,9 @@ def select_backend(backend: str | None, device: torch.device, dtype: torch.dtype
     if backend is not None:
         can_run(backend, device, dtype, raise_error=True)
         return backend
-    if _refusal("cpp", device, dtype) is None:
-        return "cpp"
+    for fast in ("cpp", "triton"):
+        if _refusal(fast, device, dtype) is None:
+            return fast
     if device.type == "cpu" and ops.compiled_missing is not None and not torch.compiler.is_compiling():
         _say_once(f"inn_kernels runs on plain PyTorch: {ops.compiled_missing}")
     return "reference"
@@ -85,6 +86,7 @@ def choose_dataflow(
     compute: torch.dtype,
     training: bool,
     convolution: bool = False,
+    fusable: bool = False,
 ) -> str:
     """The cheapest dataflow of a layer by the cost model of its device.
 
@@ -98,18 +100,19 @@ def choose_dataflow(
         compute: dtype of the product.
         training: count the backward pass too.
         convolution: the kernel offsets are positions of a convolution, not features of a linear layer.
+        fusable: the fused kernels can run this layer.
     """
     if torch.compiler.is_compiling() or all(along is None for along in taps):
         return "materialize"
     points = [size if along is None else along.points for along, size in zip(taps, nodes.shape)]
     offsets = math.prod(nodes.shape[2:])
     shape = (rows, *points, *nodes.shape[:2], offsets, nodes.element_size(), compute.itemsize, convolution, training)
-    return _cheapest(shape, nodes.device.type)
+    return _cheapest(shape, nodes.device.type, fusable)
 
 
 @functools.lru_cache(maxsize=4096)
-def _cheapest(shape: tuple, device: str) -> str:
-    costs = cost.estimate(Shape(*shape), machine(device))
+def _cheapest(shape: tuple, device: str, fusable: bool) -> str:
+    costs = cost.estimate(Shape(*shape), machine(device), fusable)
     return min(costs, key=lambda name: costs[name].seconds)
 
 
@@ -125,7 +128,7 @@ def machine(device: str) -> Machine:
 
 def explain(shape: Shape, device: str = "cpu") -> str:
     """The estimate of each dataflow and the choice, as a small table."""
-    costs = cost.estimate(shape, machine(device))
+    costs = cost.estimate(shape, machine(device), fusable=device == "cuda")
     best = min(costs, key=lambda name: costs[name].seconds)
     lines = [f"{'dataflow':<12} {'MB':>10} {'GFLOP':>10} {'launches':>9} {'model':>12}"]
     for name, work in costs.items():

@@ -25,6 +25,17 @@ _SCHEMAS = (
     "interpolate(Tensor x, Tensor start, Tensor weight, int dim, ScalarType dtype) -> Tensor",
     "spread(Tensor x, Tensor start, Tensor weight, SymInt nodes, int dim, ScalarType dtype) -> Tensor",
     "interpolate_tap_gradient(Tensor x, Tensor grad, Tensor start, int dim) -> Tensor",
+    "linear(Tensor x, Tensor nodes, Tensor? bias, Tensor out_start, Tensor out_weight, Tensor in_start, "
+    "Tensor in_weight) -> Tensor",
+    "linear_backward(Tensor grad, Tensor x, Tensor nodes, Tensor out_start, Tensor out_weight, Tensor in_start, "
+    "Tensor in_weight, bool need_x, bool need_nodes, bool need_bias) -> (Tensor, Tensor, Tensor)",
+    "conv(Tensor x, Tensor nodes, Tensor? bias, Tensor out_start, Tensor out_weight, Tensor in_start, "
+    "Tensor in_weight, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation) -> Tensor",
+    "conv_input_gradient(Tensor grad, Tensor nodes, Tensor out_start, Tensor out_weight, Tensor in_start, "
+    "Tensor in_weight, SymInt[2] size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation) -> Tensor",
+    "conv_node_gradient(Tensor grad, Tensor x, Tensor nodes, Tensor out_start, Tensor out_weight, Tensor in_start, "
+    "Tensor in_weight, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, bool need_nodes, bool need_bias) "
+    "-> (Tensor, Tensor)",
 )
 NAMES = tuple(schema.partition("(")[0] for schema in _SCHEMAS)
 
@@ -114,6 +125,86 @@ def _(x: Tensor, grad: Tensor, start: Tensor, dim: int) -> Tensor:
     return x.new_empty(start.shape[0], 4, dtype=wide)
 
 
+@torch.library.register_fake("inn_kernels::linear")
+def _(x: Tensor, nodes: Tensor, bias: Tensor | None, out_start: Tensor, *taps: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], out_start.shape[0])
+
+
+@torch.library.register_fake("inn_kernels::linear_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    nodes: Tensor,
+    out_start: Tensor,
+    out_weight: Tensor,
+    in_start: Tensor,
+    in_weight: Tensor,
+    need_x: bool,
+    need_nodes: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = x.new_empty(x.shape if need_x else [0])
+    return dx, *_node_gradients(nodes, need_nodes, need_bias)
+
+
+@torch.library.register_fake("inn_kernels::conv")
+def _(
+    x: Tensor,
+    nodes: Tensor,
+    bias: Tensor | None,
+    out_start: Tensor,
+    out_weight: Tensor,
+    in_start: Tensor,
+    in_weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x.shape[2:], nodes.shape[2:], stride, padding, dilation)
+    ]
+    return x.new_empty(x.shape[0], out_start.shape[0], *size)
+
+
+@torch.library.register_fake("inn_kernels::conv_input_gradient")
+def _(
+    grad: Tensor,
+    nodes: Tensor,
+    out_start: Tensor,
+    out_weight: Tensor,
+    in_start: Tensor,
+    in_weight: Tensor,
+    size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    return grad.new_empty(grad.shape[0], in_start.shape[0], *size)
+
+
+@torch.library.register_fake("inn_kernels::conv_node_gradient")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    nodes: Tensor,
+    out_start: Tensor,
+    out_weight: Tensor,
+    in_start: Tensor,
+    in_weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    need_nodes: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor]:
+    return _node_gradients(nodes, need_nodes, need_bias)
+
+
+def _node_gradients(nodes: Tensor, need_nodes: bool, need_bias: bool) -> tuple[Tensor, Tensor]:
+    return nodes.new_empty(nodes.shape if need_nodes else [0]), nodes.new_empty(nodes.shape[0] if need_bias else 0)
+
+
 def _replaced(x: Tensor, dim: int, size: int) -> list[int]:
     shape = list(x.shape)
     shape[dim] = size
@@ -126,3 +217,8 @@ discretize_tap_gradient = torch.ops.inn_kernels.discretize_tap_gradient.default
 interpolate = torch.ops.inn_kernels.interpolate.default
 spread = torch.ops.inn_kernels.spread.default
 interpolate_tap_gradient = torch.ops.inn_kernels.interpolate_tap_gradient.default
+linear = torch.ops.inn_kernels.linear.default
+linear_backward = torch.ops.inn_kernels.linear_backward.default
+conv = torch.ops.inn_kernels.conv.default
+conv_input_gradient = torch.ops.inn_kernels.conv_input_gradient.default
+conv_node_gradient = torch.ops.inn_kernels.conv_node_gradient.default

@@ -6,7 +6,10 @@ the banded matrix of a partition's taps: S[k, start[k] + t] = weight[k, t].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -88,7 +91,112 @@ def interpolate_tap_gradient(x: Tensor, grad: Tensor, start: Tensor, dim: int) -
     others = [d for d in range(taken.dim()) if d not in (dim, dim + 1)]
     product = taken * grad.to(wide).unsqueeze(dim + 1)
     gradient = product.sum(others) if others else product
-    return torch.nn.functional.pad(gradient, (0, 4 - index.shape[1]))
+    return F.pad(gradient, (0, 4 - index.shape[1]))
+
+
+def linear(
+    x: Tensor,  # [B, L]
+    nodes: Tensor,  # [M_out, M_in]
+    bias: Tensor | None,  # [M_out]
+    out_start: Tensor,
+    out_weight: Tensor,
+    in_start: Tensor,
+    in_weight: Tensor,
+) -> Tensor:  # [B, K]
+    """y = (x S_in nodes^T + bias) S_out^T."""
+    wide = in_weight.dtype
+    y = spread(x, in_start, in_weight, nodes.shape[1], -1, wide) @ nodes.to(wide).T
+    return interpolate(y if bias is None else y + bias.to(wide), out_start, out_weight, -1, x.dtype)
+
+
+def linear_backward(
+    grad: Tensor,  # [B, K]
+    x: Tensor,  # [B, L]
+    nodes: Tensor,  # [M_out, M_in]
+    out_start: Tensor,
+    out_weight: Tensor,
+    in_start: Tensor,
+    in_weight: Tensor,
+    need_x: bool,
+    need_nodes: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # [B, L], [M_out, M_in], [M_out]
+    """dx = dy' nodes S_in^T, d_nodes = dy'^T x', d_bias = sum dy', with dy' = dy S_out and x' = x S_in."""
+    wide = in_weight.dtype
+    dx, d_nodes, d_bias = x.new_empty(0), nodes.new_empty(0), nodes.new_empty(0)
+    grad = spread(grad, out_start, out_weight, nodes.shape[0], -1, wide)
+    if need_x:
+        dx = interpolate(grad @ nodes.to(wide), in_start, in_weight, -1, x.dtype)
+    if need_nodes:
+        d_nodes = (grad.T @ spread(x, in_start, in_weight, nodes.shape[1], -1, wide)).to(nodes.dtype)
+    if need_bias:
+        d_bias = grad.sum(0).to(nodes.dtype)
+    return dx, d_nodes, d_bias
+
+
+def conv(
+    x: Tensor,  # [B, L, H, W]
+    nodes: Tensor,  # [M_out, M_in, R, S]
+    bias: Tensor | None,  # [M_out]
+    out_start: Tensor,
+    out_weight: Tensor,
+    in_start: Tensor,
+    in_weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:  # [B, K, P, Q]
+    """y = S_out (nodes * (S_in^T x) + bias)."""
+    wide = in_weight.dtype
+    x_nodes = spread(x, in_start, in_weight, nodes.shape[1], 1, wide)
+    y = F.conv2d(x_nodes, nodes.to(wide), bias if bias is None else bias.to(wide), stride, padding, dilation)
+    return interpolate(y, out_start, out_weight, 1, x.dtype)
+
+
+def conv_input_gradient(
+    grad: Tensor,  # [B, K, P, Q]
+    nodes: Tensor,  # [M_out, M_in, R, S]
+    out_start: Tensor,
+    out_weight: Tensor,
+    in_start: Tensor,
+    in_weight: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:  # [B, L, H, W]
+    """dx = S_in (the convolution's gradient at S_out^T dy); `size` is x's H and W."""
+    wide = in_weight.dtype
+    grad_nodes = spread(grad, out_start, out_weight, nodes.shape[0], 1, wide)
+    shape = [grad.shape[0], nodes.shape[1], *size]
+    dx = torch.nn.grad.conv2d_input(shape, nodes.to(wide), grad_nodes, stride, padding, dilation)
+    return interpolate(dx, in_start, in_weight, 1, grad.dtype)
+
+
+def conv_node_gradient(
+    grad: Tensor,  # [B, K, P, Q]
+    x: Tensor,  # [B, L, H, W]
+    nodes: Tensor,  # [M_out, M_in, R, S]
+    out_start: Tensor,
+    out_weight: Tensor,
+    in_start: Tensor,
+    in_weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    need_nodes: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor]:  # [M_out, M_in, R, S], [M_out]
+    """d_nodes and d_bias of the convolution between S_in^T x and S_out^T dy."""
+    wide = in_weight.dtype
+    d_nodes, d_bias = nodes.new_empty(0), nodes.new_empty(0)
+    grad = spread(grad, out_start, out_weight, nodes.shape[0], 1, wide)
+    if need_nodes:
+        x_nodes = spread(x, in_start, in_weight, nodes.shape[1], 1, wide)
+        d_nodes = torch.nn.grad.conv2d_weight(x_nodes, nodes.shape, grad, stride, padding, dilation).to(nodes.dtype)
+    if need_bias:
+        d_bias = grad.sum((0, 2, 3)).to(nodes.dtype)
+    return d_nodes, d_bias
 
 
 def _window(start: Tensor, weight: Tensor, nodes: int) -> tuple[Tensor, Tensor]:

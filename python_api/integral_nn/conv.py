@@ -6,6 +6,7 @@ Kernel offsets s are kept as they are (paper, section 3.2), or sampled too where
 
     materialize   W_q = S_out nodes S_in^T,   y = W_q * x
     factored      x' = S_in^T x,   y' = nodes * x',   y = S_out y'          (along channels; W_q never exists)
+    fused         the same algebra as an implicit GEMM in one launch (1-D and 2-D)
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from inn_kernels import dispatch
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Basis, Partition, Taps
 from integral_nn import _arguments as arguments
+from integral_nn import fused
 from integral_nn.axis import Axis
 from integral_nn.discretize import sample
 from integral_nn.interpolate import interpolate, spread
@@ -88,7 +90,7 @@ def integral_conv2d(
         quadrature, scale, a, boundary: see `discretize`.
         stride, padding, dilation, groups: see `torch.nn.functional.conv2d`.
         spatial_partitions: a partition or None for each kernel dimension, for kernels continuous in space too.
-        dataflow: "materialize", "factored" (groups = 1, discrete kernels), or "auto".
+        dataflow: "materialize", "factored" (groups = 1, discrete kernels), "fused" (GPU, besides), or "auto".
         backend: "cpp", "triton", "reference", or None for the fastest that can run.
 
     Returns:
@@ -181,10 +183,18 @@ def conv(
     splits = groups == 1 and all(along is None for along in spatial)
     if dataflow == "factored" and not splits:
         raise ValueError(f"dataflow 'factored' needs groups=1 and no spatial_partitions, got groups={groups}")
+    refusal: str | None = "groups or spatial_partitions"
+    if splits:
+        refusal = _fused_refusal(rank, window) or fused.refusal(nodes, taps[:2], compute, backend)
     if dataflow == "auto":
-        rows = _output_rows(x, nodes, window) if splits else 0
-        training = arguments.records_gradient(x, nodes)
-        dataflow = dispatch.choose_dataflow(rows, nodes, taps[:2], compute, training, True) if splits else "materialize"
+        dataflow = "materialize"
+        if splits:
+            rows, training = _output_rows(x, nodes, window), arguments.records_gradient(x, nodes)
+            dataflow = dispatch.choose_dataflow(rows, nodes, taps[:2], compute, training, True, refusal is None)
+    if dataflow == "fused":
+        fused.check(refusal)
+        pairs = [_spread_out(value, rank) for value in window[:3]]
+        return fused.conv(x.to(compute), nodes, bias, out_taps, in_taps, pairs)
     sampled_bias = None if bias is None else sample(bias, [out_taps], compute, backend)
     convolve = _CONVOLUTIONS[rank]
     if dataflow == "materialize":
@@ -209,6 +219,12 @@ def check_channels(x: Tensor, rank: int, in_points: int, out_points: int, groups
     if x.shape[-rank - 1] != in_points * groups:
         each = f" times {groups} groups" if groups > 1 else ""
         raise ValueError(f"x must have {in_points} input points{each} as its channels, got shape {list(x.shape)}")
+
+
+def _fused_refusal(rank: int, window: tuple) -> str | None:
+    if rank == 3:
+        return "three spatial dimensions"
+    return "padding by name" if isinstance(window[1], str) else None
 
 
 def _output_rows(x: Tensor, nodes: Tensor, window: tuple) -> int:
@@ -276,7 +292,7 @@ class _IntegralConv(IntegralLayer):
         arguments.check_device(x, self.nodes, "x")
         compute = arguments.compute_dtype(x)
         window = (self.stride, self.padding, self.dilation, self.groups)
-        kept = self.reusable(compute) if self.dataflow != "factored" else None
+        kept = self.reusable(compute) if self.dataflow in ("auto", "materialize") else None
         if kept is not None:
             weight, bias = kept
             check_channels(x, self.rank, weight.shape[1], weight.shape[0], self.groups)

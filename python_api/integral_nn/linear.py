@@ -4,6 +4,7 @@ F_O(x_out) = integral of F_W(x_out, x_in) F_I(x_in) dx_in          (Eq. 3)     y
 
 materialize   W_q = S_out nodes S_in^T,   y = x W_q^T
 factored      x' = x S_in,   y' = x' nodes^T,   y = y' S_out^T          (W_q never exists)
+fused         the same algebra in one launch (nothing in between reaches memory)
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from inn_kernels import dispatch
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Basis, Partition, Taps
 from integral_nn import _arguments as arguments
+from integral_nn import fused
 from integral_nn.discretize import sample
 from integral_nn.interpolate import interpolate, spread
 from integral_nn.layer import Dimension, IntegralLayer, describe, node_count
@@ -46,7 +48,8 @@ def integral_linear(
         out_partition: [K] increasing points in [0, 1], or K, or None for a discrete dimension.
         in_partition: [L] likewise.
         quadrature, scale, a, boundary: see `discretize`.
-        dataflow: "materialize", "factored", or "auto" for the cheaper one by the cost model.
+        dataflow: "materialize", "factored", "fused" (GPU, both dimensions continuous), or "auto" for the cheapest by
+            the cost model.
         backend: "cpp", "triton", "reference", or None for the fastest that can run.
 
     Returns:
@@ -81,9 +84,13 @@ def linear(
     offsets = nodes.shape[2] if nodes.dim() == 3 else 1
     check_features(x, channels, offsets)
     compute = arguments.compute_dtype(x)
+    refusal = "nodes with taps" if offsets > 1 else fused.refusal(nodes, taps, compute, backend)
     if dataflow == "auto":
-        rows = x.numel() // x.shape[-1]
-        dataflow = dispatch.choose_dataflow(rows, nodes, taps, compute, arguments.records_gradient(x, nodes))
+        rows, training = x.numel() // x.shape[-1], arguments.records_gradient(x, nodes)
+        dataflow = dispatch.choose_dataflow(rows, nodes, taps, compute, training, fusable=refusal is None)
+    if dataflow == "fused":
+        fused.check(refusal)
+        return fused.linear(x.to(compute), nodes, bias, out_taps, in_taps)
     sampled_bias = None if bias is None else sample(bias, [out_taps], compute, backend)
     if dataflow == "materialize":
         weight = sample(nodes, taps, compute, backend)
@@ -148,7 +155,7 @@ class IntegralLinear(IntegralLayer):
         arguments.check_floating(x, "x")
         arguments.check_device(x, self.nodes, "x")
         compute = arguments.compute_dtype(x)
-        kept = self.reusable(compute) if self.dataflow != "factored" else None
+        kept = self.reusable(compute) if self.dataflow in ("auto", "materialize") else None
         if kept is not None:
             weight, bias = kept
             check_features(x, weight.shape[1], weight[0, 0].numel())
