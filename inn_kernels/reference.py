@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 
 def discretize(
@@ -169,7 +170,7 @@ def conv_input_gradient(
     wide = in_weight.dtype
     grad_nodes = spread(grad, out_start, out_weight, nodes.shape[0], 1, wide)
     shape = [grad.shape[0], nodes.shape[1], *size]
-    dx = torch.nn.grad.conv2d_input(shape, nodes.to(wide), grad_nodes, stride, padding, dilation)
+    dx = conv2d_input(shape, nodes.to(wide), grad_nodes, stride, padding, dilation)
     return interpolate(dx, in_start, in_weight, 1, grad.dtype)
 
 
@@ -193,7 +194,7 @@ def conv_node_gradient(
     grad = spread(grad, out_start, out_weight, nodes.shape[0], 1, wide)
     if need_nodes:
         x_nodes = spread(x, in_start, in_weight, nodes.shape[1], 1, wide)
-        d_nodes = torch.nn.grad.conv2d_weight(x_nodes, nodes.shape, grad, stride, padding, dilation).to(nodes.dtype)
+        d_nodes = conv2d_weight(x_nodes, nodes.shape, grad, stride, padding, dilation).to(nodes.dtype)
     if need_bias:
         d_bias = grad.sum((0, 2, 3)).to(nodes.dtype)
     return d_nodes, d_bias

@@ -3,9 +3,8 @@
     forward    x' = x S_in        y' = x' nodes^T + bias        y = y' S_out^T
     backward   dy' = dy S_out     dx = dy' nodes S_in^T         d_nodes = dy'^T x'        d_bias = sum dy'
 
-The kernels give no gradient of the tap weights: where a partition or quadrature is trained, y' and dy' nodes are formed by
-the vendor's GEMM for it. A backward pass that must itself be differentiated runs through `factored`, which is the same
-algebra in differentiable steps.
+The kernels give no gradient of the tap weights: where a partition or quadrature is trained, and where the backward pass
+must itself be differentiated, backward runs through `factored`, the same algebra in differentiable steps.
 """
 
 from __future__ import annotations
