@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: test demo check bench report sanitize clean
+.PHONY: test test-gpu demo check bench bench-gpu report sanitize clean
 
 test: $(VENV)/installed  ## the whole test suite
 	$(RUN) -m pytest -q -n auto tests
@@ -29,6 +29,14 @@ report: $(VENV)/installed  ## README's table from bench/results
 
 sanitize: $(VENV)/installed  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	bash tests/sanitize.sh $(RUN)
+
+test-gpu:  ## the kernels' tests on a GPU, with the Python, torch and triton at hand, and under compute-sanitizer
+	$(PYTHON) -m pytest -q tests/gpu
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest -q -p no:cacheprovider tests/gpu -k smallest
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(PYTHON) -m pytest -q -p no:cacheprovider tests/gpu -k smallest
+
+bench-gpu:  ## GPU benchmark: bench/results/gpu.csv
+	$(PYTHON) -m bench.gpu
 
 clean:
 	rm -rf $(VENV) build *.egg-info inn_kernels/_C*.so

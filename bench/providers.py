@@ -42,9 +42,9 @@ class Case:
     def node_shape(self) -> list[int]:
         return [self.nodes, self.nodes] + ([self.kernel, self.kernel] if self.image else [])
 
-    def weight_bytes(self) -> int:
-        """Bytes a sampler reads and writes: the nodes and the discrete weight, float32."""
-        return 4 * self.offsets * (self.nodes**2 + self.points**2)
+    def weight_bytes(self, compute: torch.dtype = torch.float32) -> int:
+        """Bytes a sampler reads and writes: float32 nodes and the discrete weight in the compute dtype."""
+        return self.offsets * (4 * self.nodes**2 + compute.itemsize * self.points**2)
 
     def flops(self, size: int, training: bool) -> int:
         """Of the dense layer with `size` channels on both sides."""
@@ -64,18 +64,26 @@ def grid_sample_weight(nodes: Tensor, out_points: Tensor, in_points: Tensor, qua
 
 
 def layer_steps(
-    case: Case, dataflows: tuple[str, ...], training: bool
+    case: Case,
+    dataflows: tuple[str, ...],
+    training: bool,
+    device: str = "cpu",
+    compute: torch.dtype = torch.float32,
 ) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
-    """Providers of one layer (a forward pass, or forward and backward), and the relative error of each output."""
+    """Providers of one layer (a forward pass, or forward and backward), and the relative error of each output.
+
+    Weights and nodes are float32; a narrower `compute` means autocast, and activations of that dtype.
+    """
     generator = torch.Generator().manual_seed(0)
     scale = float(case.nodes - 1)
     nodes = torch.randn(case.node_shape(), generator=generator) / (case.nodes * case.offsets) ** 0.5
     bias = torch.randn(case.nodes, generator=generator)
     size = [case.image] * 2 if case.image else []
     x = torch.randn([case.batch, case.points, *size], generator=generator)
+    nodes, bias, x = nodes.to(device), bias.to(device), x.to(device, compute)
     weight = inn.discretize(nodes, case.points, case.points, scale=scale)
     dense_bias = inn.discretize(bias, case.points)
-    points = inn.uniform_partition(case.points)
+    points = inn.uniform_partition(case.points, device=device)
     quadrature = inn.quadrature_weights("trapezoid", points) * scale
 
     def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -110,11 +118,23 @@ def layer_steps(
     with torch.no_grad():
         exact = integral("materialize")(x.double(), nodes.double(), bias.double())
     for name, (layer, own_weight, own_bias) in layers.items():
+        layer = _autocast(layer, device, compute)
         with torch.no_grad():
             error = (layer(x, own_weight, own_bias).double() - exact).norm() / exact.norm()
         errors[name] = float(error)
         steps[name] = _step(layer, x, own_weight, own_bias, training)
     return steps, errors
+
+
+def _autocast(layer: Callable, device: str, compute: torch.dtype) -> Callable:
+    if compute == torch.float32:
+        return layer
+
+    def run(*arguments: Tensor) -> Tensor:
+        with torch.autocast(device, compute):
+            return layer(*arguments)
+
+    return run
 
 
 def _step(layer: Callable, x: Tensor, weight: Tensor, bias: Tensor, training: bool) -> Callable[[], object]:
@@ -137,24 +157,28 @@ def _step(layer: Callable, x: Tensor, weight: Tensor, bias: Tensor, training: bo
     return step
 
 
-def samplers(case: Case) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
-    """The sampling alone: discretize, its adjoint, both by grid_sample, and a plain copy of as many bytes."""
+def samplers(
+    case: Case, device: str = "cpu", compute: torch.dtype = torch.float32
+) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
+    """The sampling alone: discretize, its adjoint, both by grid_sample, and plain copies of as many bytes."""
     generator = torch.Generator().manual_seed(0)
-    nodes = torch.randn(case.node_shape(), generator=generator)
-    grad = torch.randn([case.points] * 2 + case.node_shape()[2:], generator=generator)
-    points = inn.uniform_partition(case.points)
+    nodes = torch.randn(case.node_shape(), generator=generator).to(device)
+    grad = torch.randn([case.points] * 2 + case.node_shape()[2:], generator=generator).to(device, compute)
+    points = inn.uniform_partition(case.points, device=device)
     quadrature = inn.quadrature_weights("trapezoid", points)
     leaf = nodes.clone().requires_grad_()
-    ours = inn.discretize(leaf, case.points, case.points)
+    ours = inn.discretize(leaf, case.points, case.points, dtype=compute)
     theirs = grid_sample_weight(leaf, points, points, quadrature)
-    half = torch.randn(case.weight_bytes() // 8, generator=generator)  # read once, written once
+    half = torch.randn(case.weight_bytes(compute) // 8, generator=generator).to(device)  # read once, written once
+    there = torch.empty_like(half)
 
     def backward(weight: Tensor) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(weight, leaf, grad, retain_graph=True)
+        return lambda: torch.autograd.grad(weight, leaf, grad.to(weight.dtype), retain_graph=True)
 
     runs = {
         "copy": half.clone,
-        "discretize": lambda: inn.discretize(nodes, case.points, case.points),
+        "copy in place": lambda: there.copy_(half),
+        "discretize": lambda: inn.discretize(nodes, case.points, case.points, dtype=compute),
         "adjoint": backward(ours),
         "grid_sample": lambda: grid_sample_weight(nodes, points, points, quadrature),
         "grid_sample backward": backward(theirs),
@@ -168,6 +192,7 @@ def samplers(case: Case) -> tuple[dict[str, Callable[[], object]], dict[str, flo
 
     errors = {
         "copy": 0.0,
+        "copy in place": 0.0,
         "discretize": error(ours.detach(), exact.detach()),
         "adjoint": error(torch.autograd.grad(ours, leaf, grad, retain_graph=True)[0], exact_gradient),
         "grid_sample": error(theirs.detach(), exact.detach()),
