@@ -1,8 +1,8 @@
 """Run the GPU benchmark: python -m bench.gpu [-k TEXT] [--csv FILE] [--dry-run].
 
-Times are the device's, by events around each call with a cold second-level cache; autocast to bfloat16, float32 nodes.
-With
---dry-run every job runs once on tiny shapes on the CPU and nothing is written: it shows that the script works.
+Times are the device's, by events around each call with a cold second-level cache; autocast to bfloat16 over float32
+nodes. With --dry-run every job runs once on tiny shapes on the CPU and nothing is written: it shows that the script
+works.
 """
 
 from __future__ import annotations
