@@ -40,9 +40,14 @@ def can_run(backend: str, device: torch.device, dtype: torch.dtype, *, raise_err
     return reason is None
 
 
-def _refusal(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    if backend not in BACKENDS:
+def check_backend(backend: object) -> None:
+    """Raise ValueError unless `backend` is a known name or None."""
+    if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend must be one of {list(BACKENDS)} or None, got {backend!r}")
+
+
+def _refusal(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    check_backend(backend)
     if backend == "reference":
         return None
     if backend == "triton":

@@ -13,7 +13,6 @@ PyTorch, and is evaluated in float64. `h` is the vector of gaps between neighbou
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Union
 
@@ -41,8 +40,8 @@ def gauss_legendre_partition(
     n: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Tensor:
     """The n zeros of Legendre's polynomial of degree n, moved from [-1, 1] to [0, 1]. Shape [n]."""
-    points, _ = _legendre_rule(_point_count(n))
-    return torch.tensor(points, dtype=dtype or torch.get_default_dtype(), device=device)
+    points, _ = _legendre_rule(_point_count(n), device)
+    return points.to(dtype or torch.get_default_dtype())
 
 
 def partition_for(
@@ -51,6 +50,14 @@ def partition_for(
     """The n points a quadrature wants: Legendre's, the cell centres, or (every other rule) uniform ones."""
     rule = _PARTITIONS.get(quadrature, uniform_partition) if isinstance(quadrature, str) else uniform_partition
     return rule(n, dtype=dtype, device=device)
+
+
+def rule_for(quadrature: Quadrature, n: int, *, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+    """The n points a quadrature wants and its weights on them, float64. Shapes [n], [n]."""
+    if isinstance(quadrature, str) and quadrature == "gauss-legendre":
+        return _legendre_rule(_point_count(n), device)
+    points = partition_for(quadrature, n, dtype=torch.float64, device=device)
+    return points, weights(quadrature, points)
 
 
 def partition_from_deltas(delta: Tensor) -> Tensor:
@@ -113,6 +120,8 @@ def weights(quadrature: Quadrature, partition: Tensor) -> Tensor:
     q = quadrature if isinstance(quadrature, Tensor) else quadrature(partition)
     if not isinstance(q, Tensor):
         raise TypeError(f"quadrature must return a tensor, got {_describe(q)}")
+    if not q.is_floating_point():
+        raise TypeError(f"quadrature must return a floating-point tensor, got dtype {q.dtype}")
     if q.shape != partition.shape:
         raise ValueError(f"quadrature must have one weight a point, shape {[n]}, got shape {list(q.shape)}")
     if q.device != partition.device:
@@ -139,48 +148,41 @@ def _midpoint(p: Tensor) -> Tensor:
 
 
 def _simpson(p: Tensor) -> Tensor:
+    """Each interval takes a share of the parabola through its ends and the next point to the right, the rest of the
+    one to the left. An even number of intervals pairs them up: shares 1, 0, 1, 0, .. An odd number leaves one over; the
+    average of pairing up from either end, which keeps the rule symmetric, has shares 1, 1/2, .., 1/2, 0.
+
+    Written without a branch on the parity, so that a compiled graph serves every count.
+    """
     h = p[1:] - p[:-1]
-    intervals = h.shape[0]
-    if intervals == 1:
+    if h.shape[0] == 1:
         return _trapezoid(p)
-    if intervals % 2 == 0:
-        return _parabolas(h)
-    # An odd number of intervals: one end interval takes the parabola through its three nearest
-    # points. Doing it at either end and averaging keeps the rule symmetric.
+    i = torch.arange(h.shape[0], device=p.device)
+    paired = i[-1] % 2 == 1
+    share = torch.where(paired, (i % 2 == 0).to(p.dtype), 0.5)
+    share = torch.where(i == 0, 1.0, torch.where(i == i[-1], 0.0, share))
+    right = share[:-1] * _parabola(h[:-1], h[1:])  # of points i, i + 1, i + 2
+    left = (1 - share[1:]) * _parabola(h[1:], h[:-1])  # of points i + 1, i, i - 1
     pad = torch.nn.functional.pad
-    last = pad(_parabolas(h[:-1]), (0, 1)) + pad(_end_interval(h[-1], h[-2]), (intervals - 2, 0))
-    first = pad(_parabolas(h[1:]), (1, 0)) + pad(_end_interval(h[0], h[1]).flip(0), (0, intervals - 2))
-    return (first + last) / 2
+    return pad(right[0] + left[2], (0, 2)) + pad(right[1] + left[1], (1, 1)) + pad(right[2] + left[0], (2, 0))
 
 
-def _parabolas(h: Tensor) -> Tensor:
-    """Composite Simpson weights over pairs of unequal intervals; h has even length, the result h + 1."""
-    if h.shape[0] == 0:
-        return h.new_zeros(1)
-    h0, h1 = h[0::2], h[1::2]
-    both = h0 + h1
-    left = both / 6 * (2 - h1 / h0)
-    middle = both**3 / (6 * h0 * h1)
-    right = both / 6 * (2 - h0 / h1)
-    pad = torch.nn.functional.pad
-    starts = torch.stack([left, middle], 1).flatten()
-    ends = torch.stack([torch.zeros_like(right), right], 1).flatten()
-    return pad(starts, (0, 1)) + pad(ends, (1, 0))
-
-
-def _end_interval(h_end: Tensor, h_next: Tensor) -> Tensor:
-    """Integral over the end interval of the parabola through three points, innermost point first. Shape [3]."""
-    inner = -(h_end**3) / (6 * h_next * (h_next + h_end))
-    middle = (h_end**2 + 3 * h_end * h_next) / (6 * h_next)
-    outer = (2 * h_end**2 + 3 * h_end * h_next) / (6 * (h_end + h_next))
-    return torch.stack([inner, middle, outer])
+def _parabola(h: Tensor, h_next: Tensor) -> Tensor:
+    """Weights of the integral over an interval of length h of the parabola through its outer end, the end it shares
+    with the next interval, and the far end of that one. Shape [3, n]."""
+    outer = (2 * h**2 + 3 * h * h_next) / (6 * (h + h_next))
+    shared = (h**2 + 3 * h * h_next) / (6 * h_next)
+    far = -(h**3) / (6 * h_next * (h_next + h))
+    return torch.stack([outer, shared, far])
 
 
 def _gauss_legendre(p: Tensor) -> Tensor:
     n = p.shape[0]
-    points, q = _legendre_rule(n)
-    if not p.requires_grad and torch.allclose(p, p.new_tensor(points), rtol=0, atol=1e-6 / n**2):
-        return p.new_tensor(q)
+    tracing = torch.compiler.is_compiling()
+    if not tracing and not p.requires_grad:
+        points, q = _legendre_rule(n, p.device)
+        if torch.allclose(p, points, rtol=0, atol=1e-6 / n**2):
+            return q
     # Any other points: the weights that integrate Legendre's polynomials 0 .. n-1 exactly.
     x = 2 * p - 1
     rows = [torch.ones_like(x), x]
@@ -189,7 +191,7 @@ def _gauss_legendre(p: Tensor) -> Tensor:
     moments = torch.zeros_like(p)
     moments[0] = 1
     q = torch.linalg.solve(torch.stack(rows[:n]), moments)
-    if not torch.compiler.is_compiling() and float(q.detach().abs().sum()) > 1e3:
+    if not tracing and float(q.detach().abs().sum()) > 1e3:
         raise ValueError(
             f"partition admits no stable gauss-legendre rule ({n} points far from Legendre's); "
             "pass an int, or points from gauss_legendre_partition"
@@ -197,10 +199,14 @@ def _gauss_legendre(p: Tensor) -> Tensor:
     return q
 
 
-@functools.lru_cache(maxsize=64)
-def _legendre_rule(n: int) -> tuple[np.ndarray, np.ndarray]:
-    points, q = np.polynomial.legendre.leggauss(n)
-    return (points + 1) / 2, q / 2
+def _legendre_rule(n: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+    """Points and weights on [0, 1]: eigenvalues of Legendre's Jacobi matrix, first components of its eigenvectors."""
+    k = torch.arange(1, n, dtype=torch.float64)
+    off = k / (4 * k * k - 1).sqrt()
+    points, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+    q = vectors[0].square()
+    points, q = (2 + points - points.flip(0)) / 4, (q + q.flip(0)) / 2
+    return points.to(device), q.to(device)
 
 
 def _point_count(n: int) -> int:

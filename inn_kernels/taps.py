@@ -256,9 +256,14 @@ def _compute(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Taps:
-    if not isinstance(partition, Tensor):
+    q = None
+    if isinstance(partition, Tensor):
+        q = rules.weights(quadrature, partition) if weighted else None
+    elif weighted:
+        partition, q = rules.rule_for(quadrature, partition, device=device)
+    else:
         partition = rules.partition_for(quadrature, partition, dtype=torch.float64, device=device)
-    multiplier = rules.weights(quadrature, partition).double() * scale if weighted else None
+    multiplier = None if q is None else q.double() * scale
     centred = isinstance(quadrature, str) and quadrature == "midpoint"
     return make_taps(partition, nodes, basis, centred=centred, multiplier=multiplier, dtype=dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -53,10 +54,18 @@ def check_dataflow(dataflow: object) -> None:
         raise ValueError(f"dataflow must be one of {list(dispatch.DATAFLOWS)}, got {dataflow!r}")
 
 
+def check_scale(scale: object) -> None:
+    """Raise unless `scale` is a finite number."""
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f"scale must be a float, got {type(scale).__name__}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype a layer computes in: autocast's where it is on (never for float64), else the input's."""
     kind = x.device.type
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+    if x.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return x.dtype
 
@@ -83,8 +92,7 @@ def weight_taps(
 ) -> list[Taps | None]:
     """Checked taps of every dimension of `nodes`: input and spatial ones are integrated, the first of them scaled."""
     check_basis(basis)
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise TypeError(f"scale must be a float, got {type(scale).__name__}")
+    check_scale(scale)
     partitions: list[Partition | None] = [out_partition, in_partition][: nodes.dim()]
     names = ["out_partition", "in_partition"]
     if nodes.dim() == 1 and in_partition is not None:

@@ -63,11 +63,15 @@ class Axis(nn.Module):
         self.nodes = nodes
         self.quadrature = quadrature
         self.multiple_of = multiple_of
-        self.basis = Basis(float(a), boundary, kernel)
+        self.basis = Basis(a, boundary, kernel)
         check_basis(self.basis)
         self.register_parameter("delta", None)
         self._changes = 0  # counts resizes, so that a layer knows when its weight is out of date
         self._set_size(nodes if size is None else size)
+        if size_range is not None and (
+            not isinstance(size_range, (tuple, list)) or [type(n) for n in size_range] != [int, int]
+        ):
+            raise TypeError(f"size_range must be two ints (low, high), got {size_range!r}")
         self.size_range = size_range
         low, high = self._range()
         fewest = rules.minimum_points(quadrature)
@@ -90,8 +94,8 @@ class Axis(nn.Module):
     @property
     def version(self) -> tuple:
         """Changes whenever the points do."""
-        delta = self.delta
-        return (self._changes,) if delta is None else (self._changes, id(delta), delta._version)
+        fixed = (self._changes, self.nodes, self.quadrature, self.basis)
+        return fixed if self.delta is None else (*fixed, id(self.delta), self.delta._version)
 
     def resize(self, size: int | float) -> int:
         """Set the number of points: an int, or a share of the nodes (rounded to `multiple_of`). Returns the size.
@@ -174,16 +178,20 @@ class Axis(nn.Module):
     def _range(self) -> tuple[int, int]:
         if self.size_range is not None:
             low, high = self.size_range
-            return int(low), int(high)
+            return low, high
         return max(self.nodes // 2, rules.minimum_points(self.quadrature)), max(
             self.nodes, rules.minimum_points(self.quadrature)
         )
 
     def _set_size(self, size: int) -> None:
-        _check_count(size, "size", rules.minimum_points(self.quadrature))
+        _check_count(size, "size", 2 if self.delta is not None else rules.minimum_points(self.quadrature))
         if self.delta is not None and size != self.size:
-            old = self.partition().detach()
-            self.delta.data = _deltas_from(_resampled(old, size), self.quadrature).to(self.delta)
+            delta = _resized(self.delta.detach().double(), size, self.quadrature).to(self.delta)
+            self.delta.grad = None
+            # A graph that is still alive holds on to autograd's record of the parameter, old shape included. Passing
+            # through another dtype makes autograd start a new one.
+            self.delta.data = delta.to(torch.float32 if delta.dtype == torch.float64 else torch.float64)
+            self.delta.data = delta
         self._extent = torch.empty(size, 0)
         self._changes += 1
 
@@ -204,18 +212,26 @@ def _check_count(value: object, name: str, least: int) -> None:
 
 
 def _deltas_from(points: Tensor, quadrature: str) -> Tensor:
-    """Deltas whose partition is `points`, scaled so that their mean square is 1. Shape [K]."""
-    if quadrature == "midpoint":
-        edges = torch.cat([points.new_zeros(1), (points[1:] + points[:-1]) / 2, points.new_ones(1)])
-        delta = (edges[1:] - edges[:-1]).clamp(min=1e-12).sqrt()
-    else:
-        gaps = (points[1:] - points[:-1]).clamp(min=1e-12)
-        delta = torch.cat([gaps.new_zeros(1), gaps.sqrt()])
+    """Deltas whose partition is `points`. Shape [K]."""
+    if quadrature != "midpoint":
+        return _deltas(points.diff(), quadrature)
+    edges = torch.cat([points.new_zeros(1), (points[1:] + points[:-1]) / 2, points.new_ones(1)])
+    return _deltas(edges.diff(), quadrature)
+
+
+def _deltas(gaps: Tensor, quadrature: str) -> Tensor:
+    """Deltas [K] of the gaps between points (K - 1) or, midpoint, of the cells (K); their mean square is 1."""
+    delta = gaps.clamp(min=1e-12).sqrt()
+    if quadrature != "midpoint":
+        delta = torch.cat([delta.new_zeros(1), delta])
     return delta / delta.square().mean().sqrt()
 
 
-def _resampled(points: Tensor, size: int) -> Tensor:
-    """The partition read as a function of k/(K-1), linearly interpolated to `size` points."""
-    place = torch.linspace(0, points.shape[0] - 1, size, dtype=points.dtype, device=points.device)
-    left = place.floor().clamp(max=points.shape[0] - 2).long()
-    return torch.lerp(points[left], points[left + 1], place - left)
+def _resized(delta: Tensor, size: int, quadrature: str) -> Tensor:
+    """Deltas of `size` points: the points (midpoint: the cells' edges), as a function of k, linearly interpolated."""
+    gaps = delta if quadrature == "midpoint" else delta[1:]
+    ends = torch.nn.functional.pad(torch.cumsum(gaps.square(), 0), (1, 0))
+    count = size + 1 if quadrature == "midpoint" else size
+    place = torch.linspace(0, ends.shape[0] - 1, count, dtype=ends.dtype, device=ends.device)
+    left = place.floor().clamp(max=ends.shape[0] - 2).long()
+    return _deltas(torch.lerp(ends[left], ends[left + 1], place - left).diff() / ends[-1], quadrature)

@@ -175,7 +175,7 @@ def conv(
     """
     out_taps, in_taps, *spatial = taps
     rank, groups = nodes.dim() - 2, window[3]
-    out_points, in_points = (m if t is None else t.points for t, m in zip(taps, nodes.shape))
+    out_points, in_points = (m if t is None else t.points for t, m in zip(taps[:2], nodes.shape))
     check_channels(x, rank, in_points, out_points, groups)
     compute = arguments.compute_dtype(x)
     splits = groups == 1 and all(along is None for along in spatial)

@@ -53,11 +53,13 @@ def integrate(
     for i, (partition, rule) in enumerate(zip(partitions, quadrature)):
         check_partition(partition, f"partitions[{i}]")
         rules.check_quadrature(rule)
-        if not isinstance(partition, Tensor):
-            partition = rules.partition_for(rule, partition, dtype=torch.float64)
+        if isinstance(partition, Tensor):
+            q = rules.weights(rule, partition)
+        else:
+            partition, q = rules.rule_for(rule, partition)
         place = [1] * i + [-1] + [1] * (d - 1 - i)
         points.append(partition.reshape(place))
-        weights.append(rules.weights(rule, partition))
+        weights.append(q)
     values = function(*points)
     if not isinstance(values, Tensor):
         raise TypeError(f"function must return a tensor, got {type(values).__name__}")

@@ -92,15 +92,22 @@ def apply(function: type[Function], op: Any, *args: Any) -> Any:
 
 def interpolate(x: Tensor, taps: Taps, dim: int, dtype: torch.dtype, backend: str) -> Tensor:
     """y = S x along `dim`. x [..., M, ...] -> [..., K, ...] of `dtype`."""
-    args = (x, taps.start, taps.weight, dim, dtype)
-    if backend == "reference":
-        return reference.interpolate(*args)
-    return apply(Interpolate, ops.interpolate, *args)
+    x, narrow = _operand(x, taps, dtype)
+    args = (x, taps.start, taps.weight, dim, narrow)
+    y = reference.interpolate(*args) if backend == "reference" else apply(Interpolate, ops.interpolate, *args)
+    return y.to(dtype)
 
 
 def spread(x: Tensor, taps: Taps, dim: int, dtype: torch.dtype, backend: str) -> Tensor:
     """y = S^T x along `dim`. x [..., K, ...] -> [..., M, ...] of `dtype`."""
-    args = (x, taps.start, taps.weight, taps.nodes, dim, dtype)
-    if backend == "reference":
-        return reference.spread(*args)
-    return apply(Spread, ops.spread, *args)
+    x, narrow = _operand(x, taps, dtype)
+    args = (x, taps.start, taps.weight, taps.nodes, dim, narrow)
+    y = reference.spread(*args) if backend == "reference" else apply(Spread, ops.spread, *args)
+    return y.to(dtype)
+
+
+def _operand(x: Tensor, taps: Taps, dtype: torch.dtype) -> tuple[Tensor, torch.dtype]:
+    """x and the dtype to compute in: one float64 operand makes the whole operation float64."""
+    if taps.weight.dtype == torch.float64:
+        return x.to(torch.float64), torch.float64
+    return x, dtype

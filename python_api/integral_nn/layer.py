@@ -42,12 +42,14 @@ class IntegralLayer(nn.Module):
     ) -> None:
         super().__init__()
         arguments.check_dataflow(dataflow)
+        dispatch.check_backend(backend)
         self.in_axis = in_axis if isinstance(in_axis, Axis) else None
         self.out_axis = out_axis if isinstance(out_axis, Axis) else None
         self.dataflow = dataflow
         self.backend = backend
         if scale is None:
             scale = self.in_axis.unit_scale() if self.in_axis is not None else 1.0
+        arguments.check_scale(scale)
         self.scale = float(scale)
         self.nodes = nn.Parameter(torch.empty(tuple(node_shape), device=device, dtype=dtype))
         self.register_parameter(
@@ -89,10 +91,13 @@ class IntegralLayer(nn.Module):
     def reusable(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None] | None:
         """The sampled weight kept from the last call, sampled anew if nodes or axes changed; None while gradients flow.
 
-        Only in eval mode with gradients off. Changes are seen by version counters: writing through `.data` escapes
-        them, and `train()` forgets the weight.
+        Only in eval mode with gradients off. Changes are seen by version counters. Fused optimizers and writing through
+        `.data` escape them; a call with gradients on and `train()` forget the weight.
         """
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or self.nodes.is_inference():
+        if torch.compiler.is_compiling():
+            return None
+        if self.training or torch.is_grad_enabled() or self.nodes.is_inference():
+            self._sampled = None
             return None
         parts: list[Any] = [dtype, torch.is_inference_mode_enabled(), self.scale]
         for parameter in (self.nodes, self.bias):
