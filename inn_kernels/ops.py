@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -39,10 +40,30 @@ _SCHEMAS = (
 )
 NAMES = tuple(schema.partition("(")[0] for schema in _SCHEMAS)
 
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """The kernels' layout of a result: channels_last if x is (and not also contiguous), else contiguous."""
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _fallback(name: str) -> Callable:
+    """The reference of an operation, its result in the layout that the kernels write and the tracer is told of."""
+    run = getattr(reference, name)
+    if name not in ("discretize", "discretize_adjoint"):
+        return run
+
+    def laid_out(x: Tensor, *rest: object) -> Tensor:
+        return run(x, *rest).contiguous(memory_format=_layout(x))
+
+    return laid_out
+
+
 _library = torch.library.Library("inn_kernels", "DEF")
 for _schema, _name in zip(_SCHEMAS, NAMES):
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+    _library.impl(_name, _fallback(_name), "CompositeExplicitAutograd")
 
 
 def _load_compiled() -> str | None:
@@ -66,10 +87,8 @@ compiled_missing: str | None = _load_compiled()
 
 
 def _like(x: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
-    """An empty result in the kernels' layout: channels_last if x is (and not also contiguous), else contiguous."""
-    out = x.new_empty(shape, dtype=dtype)
-    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return out.contiguous(memory_format=torch.channels_last) if last else out
+    """An empty result in the kernels' layout."""
+    return x.new_empty(shape, dtype=dtype).contiguous(memory_format=_layout(x))
 
 
 @torch.library.register_fake("inn_kernels::discretize")

@@ -65,7 +65,7 @@ def check_scale(scale: object) -> None:
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype a layer computes in: autocast's where it is on (never for float64), else the input's."""
     kind = x.device.type
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+    if x.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return x.dtype
 

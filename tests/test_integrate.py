@@ -1,0 +1,62 @@
+"""Multiple integrals of any function."""
+
+import math
+
+import integral_nn as inn
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import common
+from common import QUADRATURES
+
+
+@pytest.mark.parametrize("quadrature", QUADRATURES)
+def test_one_variable_is_the_weighted_sum(quadrature):
+    p = common.quadrature.partition_for(quadrature, 9, dtype=torch.float64)
+    expected = common.rules_weights(quadrature, p) @ torch.exp(p)
+    for partition in (9, p, [9], (p,)):
+        torch.testing.assert_close(inn.integrate(torch.exp, partition, quadrature=quadrature), expected, rtol=0, atol=1e-15)
+
+
+def test_gauss_legendre_in_three_variables():
+    value = inn.integrate(lambda x, y, z: x**2 * y**3 * torch.exp(z), [2, 2, 8], quadrature="gauss-legendre")
+    assert float(value) == pytest.approx(1 / 3 * 1 / 4 * (math.e - 1), abs=1e-14)
+
+
+def test_a_rule_for_each_variable():
+    value = inn.integrate(lambda x, y: x**2 * y, [3, 2], quadrature=["simpson", "trapezoid"])
+    assert float(value) == pytest.approx(1 / 6, abs=1e-15)
+    q = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    value = inn.integrate(lambda x, y: x + 0 * y, [common.partition("uniform", 2), 4], quadrature=[q, lambda p: torch.full_like(p, 1 / 4)])
+    assert float(value) == pytest.approx(0.75, abs=1e-15)
+
+
+def test_values_may_have_more_dimensions_and_broadcast():
+    scale = torch.arange(6, dtype=torch.float64).reshape(2, 3)
+    value = inn.integrate(lambda x, y: (x * y)[..., None, None] * scale, [5, 6])
+    torch.testing.assert_close(value, scale / 4, rtol=0, atol=1e-14)
+    assert float(inn.integrate(lambda x, y: x, [5, 6])) == pytest.approx(0.5, abs=1e-15)  # constant in y
+
+
+@pytest.mark.parametrize("rule, expected", [("left", 1), ("right", 1), ("trapezoid", 2), ("midpoint", 2), ("simpson", 4)])
+def test_order_in_two_variables(rule, expected):
+    exact = (math.e - 1) * math.sin(2) / 2
+    counts = (17, 33, 65)
+    errors = [abs(float(inn.integrate(lambda x, y: torch.exp(x) * torch.cos(2 * y), [n, n], quadrature=rule)) - exact) for n in counts]
+    assert common.order(errors, [1 / (n - (rule != "midpoint")) for n in counts]) == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.parametrize("quadrature", ["trapezoid", "midpoint", "simpson"])
+def test_gradients(quadrature):
+    c, p = common.rand(3).requires_grad_(), common.partition("random", 4).requires_grad_()
+    fixed = common.partition("clustered", 5)
+    run = lambda c, p: inn.integrate(lambda x, y: c[0] * x**2 + torch.sin(c[1] * x * y) + c[2], [p, fixed], quadrature=quadrature)  # noqa: E731
+    assert gradcheck(run, (c, p)) and gradgradcheck(run, (c, p))
+
+
+def test_dtype_follows_the_wider_of_points_and_values():
+    p = inn.uniform_partition(5, dtype=torch.float32)
+    assert inn.integrate(torch.exp, p).dtype == torch.float32
+    assert inn.integrate(lambda x: torch.exp(x).double(), p).dtype == torch.float64
+    assert inn.integrate(lambda x: x.bfloat16(), p).dtype == torch.float32
