@@ -21,7 +21,6 @@ only where weights outweigh activations (a batch of one, few pixels, many channe
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -56,17 +55,17 @@ def _square(side: int, depth: int, warps: int) -> Config:
     return Config(f"nodes{side}", {"T": side, "BB": depth, "PAD": PAD}, warps, 1)
 
 
-# (most pixels, most nodes along an axis, configuration) by kind of multiplication, the first that fits. As in `linear`:
-# steps of 32 columns for registers, more pixels to a tile while there are more, eight warps on the widest. Addresses and
-# padding masks of a gather cost registers here, hence fewer stages. Compiled for sm_90; not yet swept on a device.
+# (most pixels, most nodes along an axis, configuration) by kind of multiplication, the first that fits. As in `linear`,
+# but addresses and padding masks of a gather cost registers, so wider tiles have eight warps and the widest steps of 16
+# columns. Compiled for sm_90; not yet swept on a device.
 FORWARD = {
-    "half": ((16, ANY, _config(16, 32, 4)), (32, ANY, _config(32, 32, 4)), (ANY, ANY, _config(64, 32, 3, 8))),
+    "half": ((16, ANY, _config(16, 32, 4)), (32, ANY, _config(32, 32, 4, 8)), (ANY, ANY, _config(64, 16, 4, 8))),
     "tf32": ((ANY, ANY, _config(32, 32, 3, 8)),),
-    "ieee": ((ANY, ANY, _config(16, 16, 1)),),
+    "ieee": ((ANY, ANY, _config(16, 16, 2)),),
 }
-# 32 pixels a step fill a memory sector; eight warps share the gathers of both operands.
+# 16 pixels a step fill a memory sector; eight warps share the gathers of both operands.
 NODE_GRADIENT = {
-    "half": ((ANY, ANY, _square(64, 32, 8)),),
+    "half": ((ANY, ANY, _square(64, 16, 8)),),
     "tf32": ((ANY, ANY, _square(32, 32, 8)),),
     "ieee": ((ANY, ANY, _square(32, 16, 4)),),
 }
@@ -74,7 +73,7 @@ NODE_GRADIENT = {
 
 @triton.jit
 def pixels(i_first, n_pixel, P, Q, BP: tl.constexpr):
-    """Image (int64), row and column of pixels i_first (int64) to i_first + BP - 1; the last pixel again beyond it. [BP]"""
+    """Image (int64), row and column of BP pixels from i_first (int64) on; the last pixel again beyond it. [BP]"""
     i_image = i_first // (P * Q)
     b_local = (i_first - i_image * (P * Q)).to(tl.int32) + tl.arange(0, BP)
     b_local = tl.minimum(b_local, n_pixel - 1 - i_image * (P * Q))  # int64
@@ -162,7 +161,7 @@ def conv_kernel(
     p_image = p_x + (b_image * L * H * W)[None, :]  # [1, BP]
     i0 = i_out * ADVANCE
     b_i = tl.minimum(tl.arange(0, TILE), M_left - 1 - i0)  # [TILE]
-    row = n_column // 16 * 16 if ALIGNED else n_column  # of nodes, where they are not transposed
+    row = n_column // 16 * 16 if ALIGNED and not TRANSPOSED else n_column  # of nodes, where they are not transposed
     b_row = i0 * row.to(tl.int64) + (b_i * row)
     crowded_begin = tl.load(p_crowded) * n_offset // BK * BK
     crowded_end = tl.load(p_crowded + 1) * n_offset
@@ -180,7 +179,7 @@ def conv_kernel(
                 p_tile = p_nodes + ((i0 + b_i) * n_offset)[:, None] + b_column[None, :]  # [TILE, BK]
             else:
                 p_tile = p_nodes + b_row[:, None] + b_c[None, :]
-            b_nodes = tl.load(p_tile, mask=(b_c < n_column)[None, :], other=0.0)
+            b_nodes = tl.load(p_tile, mask=(b_c < row)[None, :], other=0.0)
             b_at_h, b_inside_h = under(b_h, b_t // S * step_h, H, divide_h, STRIDED)  # [BK, BP]
             b_at_w, b_inside_w = under(b_w, b_t % S * step_w, W, divide_w, STRIDED)
             p_pixel = p_image + (b_at_h * W + b_at_w)
@@ -227,7 +226,7 @@ def conv_node_gradient_kernel(
     ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, NT_OUT: tl.constexpr, NT_IN: tl.constexpr,
     BB: tl.constexpr, T: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
-    """d_nodes[i, c] = sum_p dy'[i, p] x'[c, under p], a tile of T nodes i and T columns c; column 0 also sums d_bias."""
+    """d_nodes[i, c] = sum_p dy'[i, p] x'[c, under p], a tile of T nodes i by T columns c; the first also sums d_bias."""
     n_column = M_sum * n_offset
     n_across = tl.cdiv(n_column, T) if need_nodes else 1
     b_i = tl.program_id(0) // n_across * T + tl.arange(0, T)  # [T]
@@ -244,7 +243,7 @@ def conv_node_gradient_kernel(
 
     b_acc = tl.zeros([T, T], tl.float32)
     b_bias = tl.zeros([T, BB], tl.float32)
-    for i_step in range(0, tl.cdiv(n_pixel, BB).to(tl.int32)):
+    for i_step in tl.range(0, tl.cdiv(n_pixel, BB).to(tl.int32), disable_licm=True):  # or tables fill the registers
         i_first = i_step * tl.full([], BB, tl.int64)
         b_image, b_p, b_q = pixels(i_first, n_pixel, P, Q, BB)  # [BB]
         b_valid = (i_first + tl.arange(0, BB) < n_pixel)[None, :] & (b_i >= 0)[:, None]  # [T, BB]
@@ -374,7 +373,7 @@ def conv_node_gradient(
         conv_node_gradient_kernel[(triton.cdiv(out_nodes, side) * across,)](
             d_nodes, d_bias, dy, x, *out_table, *in_table,
             *dy.shape[:2], x.shape[1], out_nodes, in_nodes, *x.shape[2:], *dy.shape[2:], nodes.shape[3], offsets,
-            *stride, -padding[0], -padding[1], *dilation, need_nodes, need_bias,
+            *stride, -padding[0], -padding[1], *dilation, int(need_nodes), int(need_bias),
             NT_OUT=out_table.contributors, NT_IN=in_table.contributors, **flags, **config.options,
         )  # fmt: skip
     return d_nodes, d_bias
@@ -382,6 +381,6 @@ def conv_node_gradient(
 
 KERNELS = [
     *gemm_specs(conv_kernel, FORWARD, ["NT"], _SIZES, HAS_BIAS=True, TRANSPOSED=False, STRIDED=False),
-    *gemm_specs(conv_kernel, FORWARD, ["NT"], _SIZES, HAS_BIAS=False, TRANSPOSED=True, STRIDED=True),
+    *gemm_specs(conv_kernel, FORWARD, ["NT"], _SIZES, "-dx", HAS_BIAS=False, TRANSPOSED=True, STRIDED=True),
     *gemm_specs(conv_node_gradient_kernel, NODE_GRADIENT, ["NT_OUT", "NT_IN"], _SIZES),
 ]

@@ -17,6 +17,7 @@ alone, empty for uniform partitions. (A loop of varying length inside the main o
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -80,20 +81,40 @@ def axis_table(start: Tensor, weight: Tensor, nodes: int) -> AxisTable:
     return AxisTable(start, weight, first, lo.int(), coefficient, crowded)
 
 
-_tables: dict[tuple, tuple[Tensor, Tensor, AxisTable]] = {}
+def stream_of(device: torch.device) -> tuple[int, bool]:
+    """The current stream of a device, and whether it is being captured into a CUDA graph."""
+    if device.type != "cuda":
+        return 0, False
+    with torch.cuda.device(device):
+        return torch.cuda.current_stream().cuda_stream, torch.cuda.is_current_stream_capturing()
+
+
+# By taps and then by stream: a table is only read on the stream that made it, so that none is read half made. Graphs
+# replay at any time: what they captured is kept for good.
+_tables: dict[tuple, dict[int, AxisTable]] = {}
+_captured: list[AxisTable] = []
 _TABLES_KEPT = 1024
 
 
 def cached_table(start: Tensor, weight: Tensor, nodes: int) -> AxisTable:
-    """`axis_table`, kept while the same two tensors come back unchanged, as those of fixed partitions do."""
+    """`axis_table`, made once while the same two tensors come back unchanged, as those of fixed partitions do."""
+    if weight.requires_grad or start.is_inference() or weight.is_inference():
+        return axis_table(start, weight, nodes)
+    stream, capturing = stream_of(start.device)
     key = (id(start), id(weight), start._version, weight._version, nodes)
-    found = _tables.pop(key, None)
-    if found is None:
-        found = (start, weight, axis_table(start, weight, nodes))  # the tensors stay alive with their key
-        while len(_tables) >= _TABLES_KEPT:
-            _tables.pop(next(iter(_tables)))
-    _tables[key] = found  # most recently used last
-    return found[2]
+    found = _tables.get(key, {})
+    table = next(iter(found.values()), None) if capturing else found.get(stream)
+    if table is None:
+        table = axis_table(start, weight, nodes)
+        if not capturing:
+            if key not in _tables:
+                while len(_tables) >= _TABLES_KEPT:
+                    _tables.pop(next(iter(_tables)))
+                weakref.finalize(weight, _tables.pop, key, None)  # `start` lives as long as its table
+            _tables.setdefault(key, {})[stream] = table
+    elif capturing:
+        _captured.append(table)
+    return table
 
 
 @triton.jit
@@ -165,8 +186,7 @@ def workspace(device: torch.device, splits: int, tiles: int, tile_numel: int) ->
 
     A CUDA graph gets its own, zeroed in the graph: its replays may run beside the stream that captured it.
     """
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    stream, capturing = stream_of(device)
     partial, tickets = (splits * tiles * tile_numel, tiles) if splits > 1 else (0, 0)
     found = None if capturing else _workspaces.get((device, stream))
     if found is None or found.ticket.numel() < tickets or found.partial.numel() < partial:
@@ -186,7 +206,7 @@ def split_count(tiles: int, steps: int, device: torch.device) -> int:
 
 
 def pad_points(x: Tensor, table: AxisTable) -> Tensor:
-    """x [B, L, ...], contiguous, with points of zeros up to NT where there are fewer: the table reads NT from `lo` on."""
+    """x [B, L, ...], contiguous, and with points of zeros up to NT where there are fewer: a table always reads NT."""
     missing = table.contributors - x.shape[1]
     return torch.nn.functional.pad(x, [0, 0] * (x.dim() - 2) + [0, missing]) if missing > 0 else x.contiguous()
 
@@ -227,16 +247,21 @@ def _flags(kind: str, compute: tl.dtype, aligned: bool) -> dict[str, object]:
 
 
 def gemm_specs(
-    kernel: triton.JITFunction, table: Table, contributors: Sequence[str], sizes: Sequence[str], **fixed: object
+    kernel: triton.JITFunction,
+    table: Table,
+    contributors: Sequence[str],
+    sizes: Sequence[str],
+    label: str = "",
+    **fixed: object,
 ) -> list[KernelSpec]:
     """What the ahead-of-time harness compiles: every configuration of every dtype; for bfloat16 on float32 nodes, the
     usual pair, also every class of `contributors` and nodes whose rows are not multiples of 16."""
     pairs = {"half": [("bf16", "fp32"), ("fp16", "fp32"), ("bf16", "bf16")]}
     specs = []
-    for kind, (x, nodes) in [(kind, pair) for kind in table for pair in pairs.get(kind, [("fp32", "fp32")])]:
-        kinds = {"p_nodes": nodes, "p_bias": nodes, "p_d_nodes": nodes, "p_d_bias": nodes}
-        kinds |= {"p_x": x, "p_y": x, "p_dx": x, "p_dy": x}
-        signature = {name: "*" + kinds.get(name, _table_type(name)) for name in kernel.arg_names if name[:2] == "p_"}
+    for kind, (x, nodes) in [(k, pair) for k in table for pair in pairs.get(k, [("fp32", "fp32")])]:
+        types = {"p_nodes": nodes, "p_bias": nodes, "p_d_nodes": nodes, "p_d_bias": nodes}
+        types |= {"p_x": x, "p_y": x, "p_dx": x, "p_dy": x}
+        signature = {name: "*" + types.get(name, _table_type(name)) for name in kernel.arg_names if name[:2] == "p_"}
         classes = [(6, True)]
         if (x, nodes) == ("bf16", "fp32"):
             classes += [(nt, True) for nt in CONTRIBUTORS if nt != 6] + [(6, False)]
@@ -250,7 +275,7 @@ def gemm_specs(
                 kernel,
                 signature | {name: "i32" for name in sizes if name in kernel.arg_names},
                 configs,
-                variant=f"{x}-{nodes}" if kind == "half" else kind,
+                variant=(f"{x}-{nodes}" if kind == "half" else kind) + label,
                 divisible=list(signature),
                 tensor_cores=kind != "ieee",
             )

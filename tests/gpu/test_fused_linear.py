@@ -7,15 +7,24 @@ import os
 import numpy as np
 import pytest
 import torch
-from fused_cases import DEVICE, DTYPES, FLOOR, GOLDEN, Layer, check, error, nan_filled_outputs, node_gradients, points
-from fused_cases import sampled_bias, taps_of, weight
+from fused_cases import (
+    DTYPES,
+    GOLDEN,
+    Layer,
+    check,
+    error,
+    golden_layer,
+    node_gradients,
+    points,
+    sampled_bias,
+    taps_of,
+    weight,
+)
 from inn_kernels.gpu import gemm_axis
 from inn_kernels.gpu.launch import INTERPRETED
 from inn_kernels.gpu.linear import linear, linear_backward
-from inn_kernels.taps import Taps, make_taps
+from sampler_cases import DEVICE, FLOOR
 from torch import Tensor
-
-__all__ = ["nan_filled_outputs"]
 
 # name: B, K, L, M_out, M_in, clustered
 CASES = {
@@ -36,7 +45,8 @@ def make(
     nodes_dtype: torch.dtype = torch.float32,
     bias: bool = True,
 ) -> tuple[Layer, Tensor]:
-    """A layer and dy."""
+    """A layer and dy, always the same."""
+    torch.manual_seed(0)
     b, k, n, m_out, m_in, clustered = CASES[name]
     out, in_ = taps_of(points(k, clustered), m_out, False), taps_of(points(n, clustered), m_in, True)
     nodes, biases = torch.randn(m_out, m_in).to(DEVICE, nodes_dtype), torch.randn(m_out).to(DEVICE, nodes_dtype)
@@ -105,7 +115,7 @@ def test_repeatable_and_layout_does_not_matter(name: str) -> None:
 
 def test_programs_share_a_tile() -> None:
     """The case above does take the path where several programs add up one tile, and its tickets return to zero."""
-    layer, dy = make("shared tiles")
+    layer, _ = make("shared tiles")
     linear(layer.x, layer.nodes, layer.bias, *layer.taps)
     if INTERPRETED:
         assert gemm_axis.split_count(1, 176 // 16, layer.x.device) > 1
@@ -130,19 +140,6 @@ def test_golden(name: str) -> None:
     found = fused(layer, golden["grad_y"].float().to(DEVICE))
     for what, key in (("y", "y"), ("dx", "grad_x"), ("d_nodes", "grad_nodes"), ("d_bias", "grad_bias")):
         assert error(found[what].cpu(), golden[key]) <= 8 * FLOOR[torch.float32], what
-
-
-def golden_layer(golden: dict[str, Tensor]) -> Layer:
-    """The layer of a golden file, in float32."""
-    from inn_kernels.quadrature import weights
-
-    out_nodes, in_nodes = golden["nodes"].shape[:2]
-    q = weights("trapezoid", golden["in_partition"]) * golden["scale"]
-    out = make_taps(golden["out_partition"], out_nodes, dtype=torch.float32)
-    in_ = make_taps(golden["in_partition"], in_nodes, multiplier=q, dtype=torch.float32)
-    move = lambda taps: Taps(taps.start.to(DEVICE), taps.weight.to(DEVICE), taps.nodes)  # noqa: E731
-    x, nodes, bias = (golden[key].float().to(DEVICE) for key in ("x", "nodes", "bias"))
-    return Layer(x, nodes, bias, move(out), move(in_))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="needs 5 GB and a GPU")
