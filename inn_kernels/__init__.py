@@ -4,11 +4,12 @@
     taps         basis, boundary and quadrature folded into four nodes and four weights a point
     reference    every operation in plain PyTorch: the specification
     ops          every operation as a PyTorch operator, with its compiled kernels
+    gpu          the operations as Triton kernels
     dispatch     which backend can run, which dataflow is cheapest, and why
 """
 
-from inn_kernels import dispatch, ops, quadrature, reference, taps
+from inn_kernels import dispatch, gpu, ops, quadrature, reference, taps
 
 __version__ = "0.1.0"
 
-__all__ = ["dispatch", "ops", "quadrature", "reference", "taps"]
+__all__ = ["dispatch", "gpu", "ops", "quadrature", "reference", "taps"]

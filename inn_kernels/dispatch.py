@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inn_kernels import ops
+from inn_kernels import gpu, ops
 from inn_kernels.taps import Taps
 
 BACKENDS = ("cpp", "triton", "reference")
@@ -44,7 +44,7 @@ def _refusal(backend: str, device: torch.device, dtype: torch.dtype) -> str | No
     if backend == "reference":
         return None
     if backend == "triton":
-        return "there are no Triton kernels in this version"
+        return gpu.refusal(device, dtype)
     if ops.compiled_missing is not None:
         return ops.compiled_missing
     if device.type != "cpu":
@@ -59,6 +59,8 @@ def select_backend(backend: str | None, device: torch.device, dtype: torch.dtype
     if backend is not None:
         can_run(backend, device, dtype, raise_error=True)
         return backend
+    if _refusal("triton", device, dtype) is None:
+        return "triton"
     return "cpp" if _refusal("cpp", device, dtype) is None else "reference"
 
 

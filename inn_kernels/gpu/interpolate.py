@@ -24,7 +24,7 @@ from torch import Tensor
 from inn_kernels.gpu import discretize as discretize_file
 from inn_kernels.gpu import discretize_adjoint as adjoint_file
 from inn_kernels.gpu import discretize_tap_gradient as tap_file
-from inn_kernels.gpu.launch import empty, with_constants
+from inn_kernels.gpu.launch import ALL_TARGETS, ONE_TARGET, empty, with_constants
 from inn_kernels.gpu.tiles import Geometry
 
 LINE = 128
@@ -99,8 +99,12 @@ _ABSENT = {
 KERNELS = [
     replace(
         spec,
-        configs=with_constants(spec.configs, **{name: (None,) for name in absent if name in spec.signature}),
+        configs=with_constants(
+            [c for c in spec.configs if sampled == "columns" or c.constants["ADJACENT"]],  # rows are lines
+            **{name: (None,) for name in absent if name in spec.signature},
+        ),
         variant=f"{spec.variant} {sampled}",
+        targets=ALL_TARGETS if spec.variant == "bf16-bf16" else ONE_TARGET,
     )
     for operation in (discretize_file, adjoint_file, tap_file)
     for spec in operation.KERNELS
