@@ -106,12 +106,12 @@ def gather_channels(p_pixel, b_inside, p_lo, p_coefficient, b_node, channel, n_p
 
 @triton.jit
 def gather_more_channels(
-    b_sum, p_pixel, b_inside, p_start, p_weight, p_first, p_lo, b_node, n_nodes, channel, n_more, NT: tl.constexpr
+    b_sum, p_pixel, b_inside, p_start, p_weight, p_lo, p_hi, b_node, channel, n_more, NT: tl.constexpr
 ):
     """b_sum [N, P] and what `gather_channels` leaves out: up to n_more = crowd(...) points a node."""
     for n in range(NT, NT + n_more):
         b_point = tl.load(p_lo + b_node) + n  # [N]
-        b_heard = b_point < tl.load(p_first + b_node + 1, mask=b_node < n_nodes, other=0)
+        b_heard = b_point < tl.load(p_hi + b_node)
         b_tap = b_node - tl.load(p_start + b_point, mask=b_heard, other=0)
         b_weight = tl.load(p_weight + 4 * b_point + b_tap, mask=b_heard, other=0.0)
         p_point = p_pixel + (b_point * channel.to(tl.int64))[:, None]  # [N, P]
@@ -132,7 +132,7 @@ def conv_kernel(
     p_nodes,  # [M_left, M_sum, n_offset], or [M_sum, M_left, n_offset] where TRANSPOSED
     p_bias,  # [M_left], or nodes again where HAS_BIAS is False
     p_out_start, p_out_weight, p_out_first,
-    p_start, p_weight, p_first, p_lo, p_coefficient, p_crowded,  # of the axis summed over
+    p_start, p_weight, p_lo, p_hi, p_coefficient, p_crowded,  # of the axis summed over
     p_partial, p_ticket,
     B, K, L, M_left, M_sum, n_split, H, W, P, Q, S, n_offset,
     scale_h, scale_w, from_h, from_w, step_h, step_w, divide_h, divide_w,
@@ -186,9 +186,9 @@ def conv_kernel(
             b_inside = b_inside_h & b_inside_w
             if crowded:
                 b_x = tl.zeros([BK, BP], tl.float32)
-                n_more = crowd(p_first, p_lo, b_j, M_sum, NT)
+                n_more = crowd(p_lo, p_hi, b_j, NT)
                 b_x = gather_more_channels(
-                    b_x, p_pixel, b_inside, p_start, p_weight, p_first, p_lo, b_j, M_sum, H * W, n_more, NT
+                    b_x, p_pixel, b_inside, p_start, p_weight, p_lo, p_hi, b_j, H * W, n_more, NT
                 )
             else:
                 b_x = gather_channels(p_pixel, b_inside, p_lo, p_coefficient, b_j, H * W, n_padded, NT)
@@ -219,14 +219,14 @@ def conv_kernel(
 def conv_node_gradient_kernel(
     p_d_nodes, p_d_bias,  # [M_left, M_sum, n_offset], [M_left]
     p_dy, p_x,  # [B, K, P, Q], [B, L, H, W]
-    p_out_start, p_out_weight, p_out_first, p_out_lo, p_out_coefficient, p_out_crowded,
-    p_in_start, p_in_weight, p_in_first, p_in_lo, p_in_coefficient, p_in_crowded,
+    p_out_start, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient,
+    p_in_start, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient,
     B, K, L, M_left, M_sum, H, W, P, Q, S, n_offset,
     scale_h, scale_w, from_h, from_w, step_h, step_w, need_nodes, need_bias,
     ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, NT_OUT: tl.constexpr, NT_IN: tl.constexpr,
     BB: tl.constexpr, T: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
-    """d_nodes[i, c] = sum_p dy'[i, p] x'[c, under p], a tile of T nodes i by T columns c; the first also sums d_bias."""
+    """d_nodes[i, c] = sum_p dy'[i, p] x'[c, under p], T nodes i by T columns c; the first tiles also sum d_bias."""
     n_column = M_sum * n_offset
     n_across = tl.cdiv(n_column, T) if need_nodes else 1
     b_i = tl.program_id(0) // n_across * T + tl.arange(0, T)  # [T]
@@ -238,8 +238,8 @@ def conv_node_gradient_kernel(
     n_pixel = B.to(tl.int64) * P * Q
     n_out_padded = tl.cdiv(M_left, PAD) * PAD
     n_in_padded = tl.cdiv(M_sum, PAD) * PAD
-    n_more_out = crowd(p_out_first, p_out_lo, b_i, M_left, NT_OUT)
-    n_more_in = crowd(p_in_first, p_in_lo, b_j, M_sum, NT_IN)
+    n_more_out = crowd(p_out_lo, p_out_hi, b_i, NT_OUT)
+    n_more_in = crowd(p_in_lo, p_in_hi, b_j, NT_IN)
 
     b_acc = tl.zeros([T, T], tl.float32)
     b_bias = tl.zeros([T, BB], tl.float32)
@@ -250,9 +250,8 @@ def conv_node_gradient_kernel(
         p_dy_pixel = p_dy + (b_image * K * P * Q + b_p * Q + b_q)[None, :]  # [1, BB]
         b_dy = gather_channels(p_dy_pixel, b_valid, p_out_lo, p_out_coefficient, b_i, P * Q, n_out_padded, NT_OUT)
         b_dy = gather_more_channels(
-            b_dy, p_dy_pixel, b_valid, p_out_start, p_out_weight, p_out_first, p_out_lo,
-            b_i, M_left, P * Q, n_more_out, NT_OUT,
-        )  # fmt: skip
+            b_dy, p_dy_pixel, b_valid, p_out_start, p_out_weight, p_out_lo, p_out_hi, b_i, P * Q, n_more_out, NT_OUT
+        )
         b_bias += b_dy
         b_dy = b_dy.to(p_dy.dtype.element_ty).to(COMPUTE)
         b_at_h, b_inside_h = under(b_p * scale_h + from_h, b_step_h, H, 1, False)  # [T, BB]
@@ -261,9 +260,8 @@ def conv_node_gradient_kernel(
         b_inside = b_inside_h & b_inside_w
         b_x = gather_channels(p_pixel, b_inside, p_in_lo, p_in_coefficient, b_j, H * W, n_in_padded, NT_IN)
         b_x = gather_more_channels(
-            b_x, p_pixel, b_inside, p_in_start, p_in_weight, p_in_first, p_in_lo,
-            b_j, M_sum, H * W, n_more_in, NT_IN,
-        )  # fmt: skip
+            b_x, p_pixel, b_inside, p_in_start, p_in_weight, p_in_lo, p_in_hi, b_j, H * W, n_more_in, NT_IN
+        )
         b_x = b_x.to(p_x.dtype.element_ty).to(COMPUTE)
         b_acc = tl.dot(b_dy, tl.trans(b_x), b_acc, input_precision=PRECISION)
 
@@ -336,7 +334,7 @@ def _launch(
     with guard(x):
         conv_kernel[(tiles * splits,)](
             y, x, nodes, nodes if bias is None else bias.contiguous(),
-            out_table.start, out_table.weight, out_table.first, *in_table, *space,
+            *out_table.points, *in_table.nodes, *space,
             *y.shape[:2], x.shape[1], left, summed, splits, *x.shape[2:], *y.shape[2:], nodes.shape[3], offsets,
             *scale, *offset, *step, *divide,
             HAS_BIAS=bias is not None, TRANSPOSED=transposed, STRIDED=divide != (1, 1),
@@ -371,7 +369,7 @@ def conv_node_gradient(
     across = triton.cdiv(in_nodes * offsets, side) if need_nodes else 1
     with guard(x):
         conv_node_gradient_kernel[(triton.cdiv(out_nodes, side) * across,)](
-            d_nodes, d_bias, dy, x, *out_table, *in_table,
+            d_nodes, d_bias, dy, x, *out_table.nodes[:5], *in_table.nodes[:5],
             *dy.shape[:2], x.shape[1], out_nodes, in_nodes, *x.shape[2:], *dy.shape[2:], nodes.shape[3], offsets,
             *stride, -padding[0], -padding[1], *dilation, int(need_nodes), int(need_bias),
             NT_OUT=out_table.contributors, NT_IN=in_table.contributors, **flags, **config.options,

@@ -5,12 +5,12 @@ A fused kernel never forms W_q = S_out nodes S_in^T. It multiplies by the nodes 
     prologue   x'[b, j] = sum_l x[b, l] S[l, j]          points -> nodes, on the operand of the tensor core
     epilogue   y[b, k]  = sum_t weight[k, t] y'[b, start[k] + t]      nodes -> points, on its accumulator
 
-S has four non-zeros a row, so node j hears the points of one contiguous range, first[j - 3] <= l < first[j + 1] where
-first[i] counts the points whose taps start before node i. The prologue is then a gather without masks or searches:
+S has four non-zeros a row and points are sorted, so node j hears the points of one contiguous range lo[j] <= l < hi[j].
+The prologue is then a gather without masks or searches:
 
     x'[b, j] = sum_{n < NT} coefficient[n, j] x[b, lo[j] + n]
 
-NT covers 4K/M + 1 points, the most a node hears on evenly spread points. Where points cluster, a node may hear more:
+NT covers 4K/M + 1 points, the most a node hears of evenly spread points. Where points cluster, a node may hear more:
 those nodes lie in [crowded[0], crowded[1]), and kernels add what the table left out in a second loop over that range
 alone, empty for uniform partitions. (A loop of varying length inside the main one would keep it from being pipelined.)
 """
@@ -40,10 +40,21 @@ class AxisTable(NamedTuple):
 
     start: Tensor  # int32 [K]
     weight: Tensor  # float32 [K, 4]
-    first: Tensor  # int32 [M + 1]     points whose taps start before node i
-    lo: Tensor  # int32 [M']           first point of node j's NT; lo + NT <= max(K, NT)
+    first: Tensor  # int32 [M + 1]         points whose taps start before node i
+    lo: Tensor  # int32 [M']               first point of node j's NT; lo + NT <= max(K, NT)
+    hi: Tensor  # int32 [M']               after the last point node j hears
     coefficient: Tensor  # float32 [NT, M']
-    crowded: Tensor  # int32 [2]       nodes with points beyond lo + NT lie in this range
+    crowded: Tensor  # int32 [2]           nodes with hi > lo + NT lie in this range
+
+    @property
+    def points(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What an epilogue reads, which turns nodes into points."""
+        return self.start, self.weight, self.first
+
+    @property
+    def nodes(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What a prologue reads, which turns points into nodes."""
+        return self.start, self.weight, self.lo, self.hi, self.coefficient, self.crowded
 
     @property
     def contributors(self) -> int:
@@ -67,18 +78,25 @@ def axis_table(start: Tensor, weight: Tensor, nodes: int) -> AxisTable:
     """
     points, nt, device = start.shape[0], contributor_class(start.shape[0], nodes), start.device
     weight = weight.detach().float().contiguous()
-    node = torch.arange(-(-nodes // PAD) * PAD, device=device)  # [M']
     first = torch.searchsorted(start, torch.arange(nodes + 1, device=device, dtype=torch.int32), out_int32=True)
-    lo = first[(node - 3).clamp(0, nodes)].clamp(max=max(points - nt, 0))
-    hi = torch.where(node < nodes, first[(node + 1).clamp(max=nodes)], 0)
+    node = torch.arange(-(-nodes // PAD) * PAD, device=device)  # [M']
+    # Windows are pushed inside at the ends, where their outer weights are 0: points of weight 0 are not heard.
+    point = torch.arange(points, device=device)[:, None].expand(-1, 4)  # [K, 4]
+    touched = start.long()[:, None] + torch.arange(4, device=device)  # [K, 4]
+    touched = torch.where(weight != 0, touched, node.numel()).clamp(max=node.numel()).flatten()
+    lo, hi = (
+        torch.full([node.numel() + 1], empty, device=device).scatter_reduce(0, touched, ends.flatten(), how)[:-1]
+        for empty, ends, how in ((points, point, "amin"), (0, point + 1, "amax"))
+    )
+    lo = lo.clamp(max=max(points - nt, 0))
     point = lo + torch.arange(nt, device=device)[:, None]  # [NT, M']
     inside = point.clamp(max=points - 1)
     tap = node - start[inside]
     heard = (tap >= 0) & (tap < 4) & (point < points) & (node < nodes)
     coefficient = torch.where(heard, weight[inside, tap.clamp(0, 3)], 0.0)
     more = hi > lo + nt
-    crowded = torch.stack([torch.where(more, node, nodes).min(), torch.where(more, node + 1, 0).max()]).int()
-    return AxisTable(start, weight, first, lo.int(), coefficient, crowded)
+    crowded = torch.stack([torch.where(more, node, nodes).min(), torch.where(more, node + 1, 0).max()])
+    return AxisTable(start, weight, first, lo.int(), hi.int(), coefficient, crowded.int())
 
 
 def stream_of(device: torch.device) -> tuple[int, bool]:
@@ -129,18 +147,17 @@ def gather_table(p_rows, p_lo, p_coefficient, i_node, n_padded, NT: tl.constexpr
 
 
 @triton.jit
-def crowd(p_first, p_lo, i_node, n_nodes, NT: tl.constexpr):
+def crowd(p_lo, p_hi, i_node, NT: tl.constexpr):
     """The most points beyond NT that one of the nodes i_node [N] hears; 0 or less where none is crowded."""
-    b_hi = tl.load(p_first + i_node + 1, mask=i_node < n_nodes, other=0)  # [N]
-    return tl.max(b_hi - tl.load(p_lo + i_node), axis=0) - NT
+    return tl.max(tl.load(p_hi + i_node) - tl.load(p_lo + i_node), axis=0) - NT
 
 
 @triton.jit
-def gather_rest(b_sum, p_rows, p_start, p_weight, p_first, p_lo, i_node, n_nodes, n_more, NT: tl.constexpr):
+def gather_rest(b_sum, p_rows, p_start, p_weight, p_lo, p_hi, i_node, n_more, NT: tl.constexpr):
     """b_sum [R, N] and what `gather_table` leaves out: up to n_more = crowd(...) points a node."""
     for n in range(NT, NT + n_more):
         b_point = tl.load(p_lo + i_node) + n  # [N]
-        b_heard = b_point < tl.load(p_first + i_node + 1, mask=i_node < n_nodes, other=0)
+        b_heard = b_point < tl.load(p_hi + i_node)
         b_tap = i_node - tl.load(p_start + b_point, mask=b_heard, other=0)
         b_weight = tl.load(p_weight + 4 * b_point + b_tap, mask=b_heard, other=0.0)
         b_x = tl.load(p_rows + b_point[None, :], mask=b_heard[None, :], other=0.0)  # [R, N]
@@ -200,7 +217,12 @@ def workspace(device: torch.device, splits: int, tiles: int, tile_numel: int) ->
 
 
 def split_count(tiles: int, steps: int, device: torch.device) -> int:
-    """How many programs share the `steps` of a tile: enough to give every SM two, each with at least two steps."""
+    """How many programs share the `steps` of a tile: enough to give every SM two, each with at least two steps.
+
+    One on AMD, whose barrier does not wait for the stores to device memory of other waves.
+    """
+    if torch.version.hip is not None:
+        return 1
     wanted = min(2 * processors(device) // max(tiles, 1), steps // 2)
     return triton.cdiv(steps, triton.cdiv(steps, wanted)) if wanted > 1 else 1
 

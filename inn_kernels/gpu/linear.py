@@ -87,7 +87,7 @@ def linear_kernel(
     p_nodes,  # [M_out, M_in]
     p_bias,  # [M_out], or nodes again where HAS_BIAS is False
     p_out_start, p_out_weight, p_out_first,
-    p_start, p_weight, p_first, p_lo, p_coefficient, p_crowded,  # of the input axis
+    p_start, p_weight, p_lo, p_hi, p_coefficient, p_crowded,  # of the input axis
     p_partial, p_ticket,
     B, K, L, M_out, M_in, n_split,
     HAS_BIAS: tl.constexpr, ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
@@ -123,9 +123,9 @@ def linear_kernel(
     for j0 in range(crowded_begin, tl.minimum(tl.load(p_crowded + 1), j_end), BK):
         b_j = j0 + tl.arange(0, BK)
         b_nodes = tl.load(p_tile + j0 + b_nodes_offset, mask=(b_j < stride)[None, :], other=0.0)
-        n_more = crowd(p_first, p_lo, b_j, M_in, NT)
+        n_more = crowd(p_lo, p_hi, b_j, NT)
         b_x = tl.zeros([BM, BK], tl.float32)
-        b_x = gather_rest(b_x, p_rows, p_start, p_weight, p_first, p_lo, b_j, M_in, n_more, NT)
+        b_x = gather_rest(b_x, p_rows, p_start, p_weight, p_lo, p_hi, b_j, n_more, NT)
         b_x = b_x.to(p_x.dtype.element_ty).to(COMPUTE)
         b_acc = tl.dot(b_nodes.to(COMPUTE), tl.trans(b_x), b_acc, input_precision=PRECISION)
 
@@ -152,7 +152,7 @@ def linear_kernel(
 @triton.jit
 def _input_gradient_tile(
     i_program, p_dx, p_dy, p_nodes,
-    p_start, p_weight, p_first, p_lo, p_coefficient, p_crowded,  # of the output axis
+    p_start, p_weight, p_lo, p_hi, p_coefficient, p_crowded,  # of the output axis
     p_in_start, p_in_weight, p_in_first,
     p_partial, p_ticket,
     B, K, L, M_out, M_in, n_split,
@@ -190,9 +190,9 @@ def _input_gradient_tile(
         b_i = tl.minimum(tl.arange(0, BK), M_out - 1 - i0)
         p_tile = p_nodes + i0 * stride.to(tl.int64) + j0
         b_nodes = tl.load(p_tile + (b_i * stride)[:, None] + tl.arange(0, TILE)[None, :], mask=b_inside, other=0.0)
-        n_more = crowd(p_first, p_lo, i0 + tl.arange(0, BK), M_out, NT)
+        n_more = crowd(p_lo, p_hi, i0 + tl.arange(0, BK), NT)
         b_dy = tl.zeros([BM, BK], tl.float32)
-        b_dy = gather_rest(b_dy, p_rows, p_start, p_weight, p_first, p_lo, i0 + tl.arange(0, BK), M_out, n_more, NT)
+        b_dy = gather_rest(b_dy, p_rows, p_start, p_weight, p_lo, p_hi, i0 + tl.arange(0, BK), n_more, NT)
         b_dy = b_dy.to(p_dy.dtype.element_ty).to(COMPUTE)
         b_acc = tl.dot(b_dy, b_nodes.to(COMPUTE), b_acc, input_precision=PRECISION)
 
@@ -217,8 +217,8 @@ def _input_gradient_tile(
 @triton.jit
 def _node_gradient_tile(
     i_program, p_d_nodes, p_d_bias, p_dy, p_x,
-    p_out_start, p_out_weight, p_out_first, p_out_lo, p_out_coefficient, p_out_crowded,
-    p_in_start, p_in_weight, p_in_first, p_in_lo, p_in_coefficient, p_in_crowded,
+    p_out_start, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient,
+    p_in_start, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient,
     B, K, L, M_out, M_in, need_nodes, need_bias,
     COMPUTE: tl.constexpr, PRECISION: tl.constexpr, NT_OUT: tl.constexpr, NT_IN: tl.constexpr,
     BB: tl.constexpr, T: tl.constexpr, PAD: tl.constexpr,
@@ -231,8 +231,8 @@ def _node_gradient_tile(
     b_j = j0 + tl.arange(0, T)  # [T]
     n_out_padded = tl.cdiv(M_out, PAD) * PAD
     n_in_padded = tl.cdiv(M_in, PAD) * PAD
-    n_more_out = crowd(p_out_first, p_out_lo, b_i, M_out, NT_OUT)
-    n_more_in = crowd(p_in_first, p_in_lo, b_j, M_in, NT_IN)
+    n_more_out = crowd(p_out_lo, p_out_hi, b_i, NT_OUT)
+    n_more_in = crowd(p_in_lo, p_in_hi, b_j, NT_IN)
 
     b_acc = tl.zeros([T, T], tl.float32)
     b_bias = tl.zeros([BB, T], tl.float32)
@@ -241,16 +241,12 @@ def _node_gradient_tile(
         p_dy_rows = p_dy + b0 * K.to(tl.int64) + (b_row * K)[:, None]  # [BB, 1]
         p_x_rows = p_x + b0 * L.to(tl.int64) + (b_row * L)[:, None]
         b_dy = gather_table(p_dy_rows, p_out_lo, p_out_coefficient, b_i, n_out_padded, NT_OUT)  # [BB, T]
-        b_dy = gather_rest(
-            b_dy, p_dy_rows, p_out_start, p_out_weight, p_out_first, p_out_lo, b_i, M_out, n_more_out, NT_OUT
-        )
+        b_dy = gather_rest(b_dy, p_dy_rows, p_out_start, p_out_weight, p_out_lo, p_out_hi, b_i, n_more_out, NT_OUT)
         b_dy = tl.where((b0 + tl.arange(0, BB) < B)[:, None], b_dy, 0.0)
         b_bias += b_dy
         b_dy = b_dy.to(p_dy.dtype.element_ty).to(COMPUTE)
         b_x = gather_table(p_x_rows, p_in_lo, p_in_coefficient, b_j, n_in_padded, NT_IN)  # [BB, T]
-        b_x = gather_rest(
-            b_x, p_x_rows, p_in_start, p_in_weight, p_in_first, p_in_lo, b_j, M_in, n_more_in, NT_IN
-        )  # fmt: skip
+        b_x = gather_rest(b_x, p_x_rows, p_in_start, p_in_weight, p_in_lo, p_in_hi, b_j, n_more_in, NT_IN)
         b_x = b_x.to(p_x.dtype.element_ty).to(COMPUTE)
         b_acc = tl.dot(tl.trans(b_dy), b_x, b_acc, input_precision=PRECISION)
 
@@ -265,8 +261,8 @@ def _node_gradient_tile(
 def linear_backward_kernel(
     p_dx, p_d_nodes, p_d_bias,  # [B, L], [M_out, M_in], [M_out]
     p_dy, p_x, p_nodes,
-    p_out_start, p_out_weight, p_out_first, p_out_lo, p_out_coefficient, p_out_crowded,
-    p_in_start, p_in_weight, p_in_first, p_in_lo, p_in_coefficient, p_in_crowded,
+    p_out_start, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient, p_out_crowded,
+    p_in_start, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient, p_in_first,
     p_partial, p_ticket,
     B, K, L, M_out, M_in, n_split, n_x, need_nodes, need_bias,
     ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, NT_OUT: tl.constexpr, NT_IN: tl.constexpr,
@@ -278,7 +274,7 @@ def linear_backward_kernel(
     if i_program < n_x:
         _input_gradient_tile(
             i_program, p_dx, p_dy, p_nodes,
-            p_out_start, p_out_weight, p_out_first, p_out_lo, p_out_coefficient, p_out_crowded,
+            p_out_start, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient, p_out_crowded,
             p_in_start, p_in_weight, p_in_first, p_partial, p_ticket,
             B, K, L, M_out, M_in, n_split,
             ALIGNED, COMPUTE, PRECISION, NT_OUT, BM, BK, TILE, ADVANCE, PAD,
@@ -286,8 +282,8 @@ def linear_backward_kernel(
     else:
         _node_gradient_tile(
             i_program - n_x, p_d_nodes, p_d_bias, p_dy, p_x,
-            p_out_start, p_out_weight, p_out_first, p_out_lo, p_out_coefficient, p_out_crowded,
-            p_in_start, p_in_weight, p_in_first, p_in_lo, p_in_coefficient, p_in_crowded,
+            p_out_start, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient,
+            p_in_start, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient,
             B, K, L, M_out, M_in, need_nodes, need_bias,
             COMPUTE, PRECISION, NT_OUT, NT_IN, BB, T, PAD,
         )  # fmt: skip
@@ -317,7 +313,7 @@ def linear(
     with guard(x):
         linear_kernel[(tiles * splits,)](
             y, x, nodes, nodes if bias is None else bias.contiguous(),
-            out_table.start, out_table.weight, out_table.first, *in_table, *space,
+            *out_table.points, *in_table.nodes, *space,
             rows, points, x.shape[1], out_nodes, in_nodes, splits,
             HAS_BIAS=bias is not None, NT=in_table.contributors, **flags, **config.options,
         )  # fmt: skip
@@ -354,7 +350,7 @@ def linear_backward(
         return dx[..., :width], d_nodes, d_bias
     with guard(x):
         linear_backward_kernel[(grid,)](
-            dx, d_nodes, d_bias, dy, x, nodes, *out_table, *in_table, *space,
+            dx, d_nodes, d_bias, dy, x, nodes, *out_table.nodes, *in_table.nodes[:5], in_table.first, *space,
             rows, dy.shape[1], x.shape[1], out_nodes, in_nodes, splits, tiles * splits, int(need_nodes), int(need_bias),
             NT_OUT=out_table.contributors, NT_IN=in_table.contributors, **flags, **config.options,
         )  # fmt: skip

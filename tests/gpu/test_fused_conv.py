@@ -22,10 +22,11 @@ from fused_cases import (
     taps_of,
     weight,
 )
-from inn_kernels.gpu import gemm_axis
-from inn_kernels.gpu.conv import Pair, conv, conv_input_gradient, conv_node_gradient
 from sampler_cases import DEVICE, FLOOR
 from torch import Tensor
+
+from inn_kernels.gpu import gemm_axis
+from inn_kernels.gpu.conv import Pair, conv, conv_input_gradient, conv_node_gradient
 
 
 class Case(NamedTuple):

@@ -20,11 +20,13 @@ from fused_cases import (
     taps_of,
     weight,
 )
+from sampler_cases import DEVICE, FLOOR
+from torch import Tensor
+
 from inn_kernels.gpu import gemm_axis
 from inn_kernels.gpu.launch import INTERPRETED
 from inn_kernels.gpu.linear import linear, linear_backward
-from sampler_cases import DEVICE, FLOOR
-from torch import Tensor
+from inn_kernels.taps import taps_for
 
 # name: B, K, L, M_out, M_in, clustered
 CASES = {
@@ -34,7 +36,8 @@ CASES = {
     "many rows": (37, 16, 16, 16, 16, False),
     "more points than nodes": (2, 47, 61, 3, 7, False),
     "fewer points than nodes": (2, 3, 2, 131, 67, False),
-    "shared tiles": (3, 40, 64, 48, 176, False),
+    "shared tiles": (3, 40, 64, 48, 320, False),
+    "shared tiles of dx": (3, 64, 24, 272, 24, False),
     "clustered": (4, 59, 83, 61, 64, True),
 }
 
@@ -104,7 +107,7 @@ def test_no_rows() -> None:
     assert not found["d_nodes"].any() and not found["d_bias"].any()
 
 
-@pytest.mark.parametrize("name", ["shared tiles", "clustered"])
+@pytest.mark.parametrize("name", ["shared tiles", "shared tiles of dx", "clustered"])
 def test_repeatable_and_layout_does_not_matter(name: str) -> None:
     layer, dy = make(name)
     first = fused(layer, dy)
@@ -114,11 +117,11 @@ def test_repeatable_and_layout_does_not_matter(name: str) -> None:
 
 
 def test_programs_share_a_tile() -> None:
-    """The case above does take the path where several programs add up one tile, and its tickets return to zero."""
+    """A case above does take the path where several programs add up one tile, and its tickets return to zero."""
     layer, _ = make("shared tiles")
     linear(layer.x, layer.nodes, layer.bias, *layer.taps)
     if INTERPRETED:
-        assert gemm_axis.split_count(1, 176 // 16, layer.x.device) > 1
+        assert gemm_axis.split_count(1, 320 // 16, layer.x.device) > 1
     assert all(not space.ticket.any() for space in gemm_axis._workspaces.values())
 
 
@@ -127,6 +130,17 @@ def test_rows_do_not_see_each_other() -> None:
     layer.x[1, 5], dy[2, 7] = float("inf"), float("nan")
     found = fused(layer, dy)
     assert torch.isfinite(found["y"][[0, 2, 3]]).all() and torch.isfinite(found["dx"][[0, 1, 3]]).all()
+
+
+@pytest.mark.parametrize("quadrature", ["trapezoid", "midpoint"])
+@pytest.mark.parametrize("nodes", [16, 67, 256, 1024])
+def test_uniform_points_are_never_crowded(nodes: int, quadrature: str) -> None:
+    """Up to 2.75 points a node the tables hold all there is, so that the second loop of the kernels is empty."""
+    for share in (0.05, 0.25, 0.3, 0.5, 0.6, 0.75, 0.8, 0.9, 1, 1.2, 1.25, 1.3, 1.5, 1.75, 2, 2.5, 2.75):
+        for partition in (max(int(share * nodes), 2), torch.linspace(0, 1, max(int(share * nodes), 2))):
+            table = gemm_axis.axis_table(*taps_for(partition, nodes, quadrature=quadrature)[:2], nodes)
+            begin, end = table.crowded.tolist()
+            assert begin >= end, (share, table.contributors, int((table.hi - table.lo).max()))
 
 
 @pytest.mark.parametrize("name", ["linear_uniform", "linear_nonuniform", "linear_upsample"])
