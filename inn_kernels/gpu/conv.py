@@ -55,19 +55,19 @@ def _square(side: int, depth: int, warps: int) -> Config:
     return Config(f"nodes{side}", {"T": side, "BB": depth, "PAD": PAD}, warps, 1)
 
 
-# (most pixels, most nodes along an axis, configuration) by kind of multiplication, the first that fits. As in `linear`,
-# but addresses and padding masks of a gather cost registers, so wider tiles have eight warps and the widest steps of 16
+# (most pixels, configuration) by kind of multiplication; `select` takes the first that fits. As in `linear`, but the
+# addresses and padding masks of a gather cost registers, so wider tiles have eight warps and the widest steps of 16
 # columns. Compiled for sm_90; not yet swept on a device.
 FORWARD = {
-    "half": ((16, ANY, _config(16, 32, 4)), (32, ANY, _config(32, 32, 4, 8)), (ANY, ANY, _config(64, 16, 4, 8))),
-    "tf32": ((ANY, ANY, _config(32, 32, 3, 8)),),
-    "ieee": ((ANY, ANY, _config(16, 16, 2)),),
+    "half": ((16, _config(16, 32, 4)), (32, _config(32, 32, 4, 8)), (ANY, _config(64, 16, 4, 8))),
+    "tf32": ((ANY, _config(32, 32, 3, 8)),),
+    "ieee": ((ANY, _config(16, 16, 2)),),
 }
 # 16 pixels a step fill a memory sector; eight warps share the gathers of both operands.
 NODE_GRADIENT = {
-    "half": ((ANY, ANY, _square(64, 16, 8)),),
-    "tf32": ((ANY, ANY, _square(32, 32, 8)),),
-    "ieee": ((ANY, ANY, _square(32, 16, 4)),),
+    "half": ((ANY, _square(64, 16, 8)),),
+    "tf32": ((ANY, _square(32, 32, 8)),),
+    "ieee": ((ANY, _square(32, 16, 4)),),
 }
 
 

@@ -250,17 +250,16 @@ def compute_dtype(dtype: torch.dtype) -> tl.dtype:
 
 
 ANY = 1 << 62
-"""No limit, in a table of configurations."""
+"""Any number of rows, in a table of configurations."""
 
-Table = Mapping[str, Sequence[tuple[int, int, Config]]]
-"""By kind of multiplication, (most rows, most nodes along an axis, configuration), smallest first."""
+Table = Mapping[str, Sequence[tuple[int, Config]]]
+"""By kind of multiplication, (most rows, configuration), fewest first."""
 
 
 def select(table: Table, x: Tensor, nodes: Tensor, rows: int) -> tuple[Config, dict[str, object]]:
-    """The first configuration that fits, and the compile-time arguments that follow from the tensors."""
+    """The first configuration for so many rows, and the compile-time arguments that follow from the tensors."""
     kind = fp32_precision() if x.dtype == torch.float32 else "half"
-    size = max(nodes.shape[:2])
-    config = next(config for most_rows, most, config in table[kind] if rows <= most_rows and size <= most)
+    config = next(config for most, config in table[kind] if rows <= most)
     return config, _flags(kind, compute_dtype(x.dtype), nodes.shape[1:].numel() % 16 == 0)
 
 
@@ -291,7 +290,7 @@ def gemm_specs(
         for nt, aligned in classes:
             flags = {**dict.fromkeys(contributors, nt), **_flags(kind, _DOT_TYPE[x], aligned), **fixed}
             name = f"-points{nt}" + ("" if aligned else "-unaligned")
-            configs += [c._replace(name=c.name + name, constants={**c.constants, **flags}) for *_, c in table[kind]]
+            configs += [c._replace(name=c.name + name, constants={**c.constants, **flags}) for _, c in table[kind]]
         specs.append(
             KernelSpec(
                 kernel,

@@ -54,26 +54,26 @@ def _config(rows: int, depth: int, stages: int, warps: int = 4, square: int | No
     return Config(f"rows{rows}" + ("" if square is None else f"-nodes{square}"), constants, warps, stages)
 
 
-# (most rows, most nodes along an axis, configuration) by kind of multiplication: `select` takes the first that fits.
-# Few rows are a matter of streaming nodes: BM 16 is the least a tensor core takes, and three stages of 64 nodes keep
-# 32 KB in flight in each of the four programs an SM holds. More rows share every node they stream, up to BM 64 on eight
-# warps (BM 128 spills), with steps of 32 for registers. float32 operands are twice as wide. ieee multiplies on the
-# ordinary cores, where a thread holds strips of both operands as deep as the step: BK 16 and one or two stages, or
-# registers spill. Compiled for sm_90; not yet swept on a device.
+# (most rows, configuration) by kind of multiplication; `select` takes the first that fits. Widths are random at every
+# step and choose nothing but NT. Few rows are a matter of streaming nodes: BM 16 is the least a tensor core takes, and
+# three stages of 64 nodes keep 32 KB in flight in each of the four programs an SM holds. More rows share every node they
+# stream, up to BM 64 on eight warps (BM 128 spills), with steps of 32 for registers. float32 operands are twice as
+# wide. ieee multiplies on the ordinary cores, where a thread holds strips of both operands as deep as the step: BK 16
+# and one or two stages, or registers spill. Compiled for sm_90; not yet swept on a device.
 FORWARD = {
-    "half": ((16, ANY, _config(16, 64, 3)), (32, ANY, _config(32, 32, 4)), (ANY, ANY, _config(64, 32, 4, 8))),
-    "tf32": ((16, ANY, _config(16, 32, 3)), (32, ANY, _config(32, 32, 3)), (ANY, ANY, _config(64, 32, 3, 8))),
-    "ieee": ((ANY, ANY, _config(16, 16, 2)),),
+    "half": ((16, _config(16, 64, 3)), (32, _config(32, 32, 4)), (ANY, _config(64, 32, 4, 8))),
+    "tf32": ((16, _config(16, 32, 3)), (32, _config(32, 32, 3)), (ANY, _config(64, 32, 3, 8))),
+    "ieee": ((ANY, _config(16, 16, 2)),),
 }
 # d_nodes in squares of 64, so that the programs of an SM have 32 to 64 KB to write in flight; 16 rows of x a step.
 BACKWARD = {
     "half": (
-        (16, ANY, _config(16, 64, 3, square=64)),
-        (32, ANY, _config(32, 32, 4, square=64)),
-        (ANY, ANY, _config(64, 32, 4, 8, square=64)),
+        (16, _config(16, 64, 3, square=64)),
+        (32, _config(32, 32, 4, square=64)),
+        (ANY, _config(64, 32, 4, 8, square=64)),
     ),
-    "tf32": ((16, ANY, _config(16, 32, 3, square=64)), (ANY, ANY, _config(32, 32, 3, 8, square=64))),
-    "ieee": ((ANY, ANY, _config(16, 16, 1, square=32)),),
+    "tf32": ((16, _config(16, 32, 3, square=64)), (ANY, _config(32, 32, 3, 8, square=64))),
+    "ieee": ((ANY, _config(16, 16, 1, square=32)),),
 }
 
 
