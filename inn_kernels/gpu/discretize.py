@@ -171,9 +171,9 @@ def discretize(
 ) -> Tensor:  # [K, L, *rest]
     """W = S_out nodes S_in^T (Eq. 6; the quadrature is in `in_weight`), in the layout of `nodes`."""
     nodes = dense(nodes)
-    k, l = out_start.shape[0], in_start.shape[0]
-    sizes = weight_geometry(nodes, nodes.shape[0], k, nodes.shape[1], l)
-    out = empty_like_layout(nodes, [k, l, *nodes.shape[2:]], dtype)
+    points = out_start.shape[0], in_start.shape[0]
+    sizes = weight_geometry(nodes, nodes.shape[0], points[0], nodes.shape[1], points[1])
+    out = empty_like_layout(nodes, [*points, *nodes.shape[2:]], dtype)
     return sample(nodes, out, sizes, (out_start, out_weight), (in_start, in_weight))
 
 

@@ -48,7 +48,7 @@ CONFIGS = {
     4: (Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=5, max_registers=96), NARROW),
 }
 """By bytes an element of dW. As `discretize`: four columns a thread keep enough of dW in flight, one column where the
-layer is small. The bounds are what the compiler needs to spill nothing."""
+layer is small. The bounds are what the compiler needs to spill nothing; int64 column numbers take the larger one."""
 
 
 @triton.jit
@@ -197,14 +197,14 @@ def discretize_adjoint_kernel(
     p_out += (i_batch * out_nodes + i_begin) * width
     i_first, b_lane, b_near, b_inside = columns(i_tile, width, SUB, LANES, INDEX)  # scalar, [SUB, LANES] each
     if SAMPLE_IN:
-        b_outer, b_j, b_inner = split_columns(i_first, b_near, in_nodes, inner)  # [SUB, LANES]
+        _outer, b_j, _inner = split_columns(i_first, b_near, in_nodes, inner)  # [SUB, LANES]
         b_l = first_contributor(p_in_start, p_in_weight, in_points, b_j)
         if any_beyond(p_in_start, p_in_weight, in_points, b_l, b_j):
             # Clustered points. One sub-tile after the other: the loop over further points takes registers.
             most = tl.max(tl.max(points_before(p_in_start, in_points, b_j + 1) - b_l, 1), 0)
             for i_sub in range(tl.minimum(tl.cdiv(width - i_first, LANES), SUB)):
                 i_c, b_c_lane, b_c_near, b_c_inside = columns(i_tile * SUB + i_sub, width, 1, LANES, INDEX)
-                b_c_outer, b_c_j, b_c_inner = split_columns(i_c, b_c_near, in_nodes, inner)  # [1, LANES]
+                _c_outer, b_c_j, _c_inner = split_columns(i_c, b_c_near, in_nodes, inner)  # [1, LANES]
                 b_c_l = first_contributor(p_in_start, p_in_weight, in_points, b_c_j)
                 adjoint_tile(
                     p_grad, p_out + i_c, p_out_start, p_out_weight, p_in_start, p_in_weight,
@@ -239,7 +239,8 @@ def gather_adjoint(
     if not grad.numel():
         return out.zero_()
     if out.numel():
-        p = plan(sizes, sizes.out_nodes, sizes.node_columns, CONFIGS[grad.element_size()], out.device)
+        configs = CONFIGS[grad.element_size() if sizes.index is tl.int32 else 4]
+        p = plan(sizes, sizes.out_nodes, sizes.node_columns, configs, out.device)
         with guard(out):
             discretize_adjoint_kernel[p.grid](
                 grad, out, *flat_taps(out_taps, in_taps), *sizes[1:], p.rows, p.blocks, p.tiles,
@@ -276,7 +277,7 @@ KERNELS = [
     )
     for grad, out, configs, index, targets in (
         ("bf16", "fp32", CONFIGS[2], tl.int32, ALL_TARGETS),
-        ("bf16", "fp32", CONFIGS[2], tl.int64, ONE_TARGET),
+        ("bf16", "fp32", CONFIGS[4], tl.int64, ONE_TARGET),
         ("fp16", "fp32", CONFIGS[2], tl.int32, ONE_TARGET),
         ("fp32", "fp32", CONFIGS[4], tl.int32, ONE_TARGET),
         ("bf16", "bf16", CONFIGS[2], tl.int32, ONE_TARGET),

@@ -24,7 +24,16 @@ import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.discretize import IN_TAPS, OUT_TAPS
-from inn_kernels.gpu.launch import ALL_TARGETS, ONE_TARGET, Config, KernelSpec, empty, guard, is_channels_last, with_constants
+from inn_kernels.gpu.launch import (
+    ALL_TARGETS,
+    ONE_TARGET,
+    Config,
+    KernelSpec,
+    empty,
+    guard,
+    is_channels_last,
+    with_constants,
+)
 from inn_kernels.gpu.tiles import (
     SIZES,
     Geometry,

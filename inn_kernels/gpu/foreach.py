@@ -191,8 +191,8 @@ def _layer(nodes: Tensor, taps: AxisTaps) -> tuple[Geometry, AxisTaps]:
     if nodes.dim() == 1:
         points = nodes.shape[0] if taps[0] is None else taps[0].points
         return Geometry(1, 1, 1, 1, nodes.shape[0], points, 1), (None, taps[0])
-    k, l = (size if side is None else side.points for size, side in zip(nodes.shape, taps))
-    return weight_geometry(nodes, nodes.shape[0], k, nodes.shape[1], l), taps
+    k, n = [size if side is None else side.points for size, side in zip(nodes.shape, taps)]
+    return weight_geometry(nodes, nodes.shape[0], k, nodes.shape[1], n), taps
 
 
 def _result(flat: Tensor, offset: int, nodes: Tensor, taps: AxisTaps) -> Tensor:

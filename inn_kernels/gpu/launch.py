@@ -37,7 +37,7 @@ TRITON_TYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp
 
 ALL_TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 ONE_TARGET = ("sm_90",)
-"""Where the harness compiles a kernel: its main dtypes everywhere, others, which differ by a conversion, on one target."""
+"""Where the harness compiles a kernel: its main dtypes everywhere; others, which differ by a conversion, once."""
 
 
 class Config(NamedTuple):
@@ -82,7 +82,7 @@ def with_constants(configs: Sequence[Config], **choices: Sequence[Any]) -> list[
     made = []
     for values in itertools.product(*choices.values()):
         extra = dict(zip(choices, values))
-        suffix = "".join(f" {name}={value}" for (name, value), among in zip(extra.items(), choices.values()) if len(among) > 1)
+        suffix = "".join(f" {name}={value}" for name, value in extra.items() if len(choices[name]) > 1)
         made += [c._replace(name=c.name + suffix, constants={**c.constants, **extra}) for c in configs]
     return made
 
@@ -119,7 +119,7 @@ def guard(x: Tensor) -> contextlib.AbstractContextManager:
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of a device; few in the interpreter, so that small cases still use several programs."""
     if device.type != "cuda":

@@ -59,7 +59,7 @@ def split_columns(i_first, b_near, size, inner):
 
 @triton.jit
 def steps(size, inner):
-    """Distances of the second, third and fourth element from the first of four; the last one again where fewer exist."""
+    """Distances of elements 1, 2, 3 from the first of four; the last one again where fewer exist."""
     return tl.minimum(size - 1, 1) * inner, tl.minimum(size - 1, 2) * inner, tl.minimum(size - 1, 3) * inner
 
 
@@ -134,6 +134,11 @@ class Geometry(NamedTuple):
     inner: int
 
     @property
+    def index(self) -> tl.dtype:
+        """Of column numbers. Offsets of rows are int64 always."""
+        return tl.int32 if max(self.node_columns, self.point_columns) < 2**31 - 2**16 else tl.int64
+
+    @property
     def adjacent_nodes(self) -> bool:
         """The four nodes of an input tap are neighbours in memory."""
         return self.inner == 1 and self.in_nodes >= 4
@@ -191,5 +196,4 @@ def plan(sizes: Geometry, length: int, width: int, configs: Sequence[Config], de
             break
     rows = max(MIN_ROWS, triton.cdiv(length, max(1, wave // (batch * tiles))))
     blocks = triton.cdiv(length, rows)
-    index = tl.int32 if max(sizes.node_columns, sizes.point_columns) < 2**31 - 2**16 else tl.int64
-    return Plan(config, rows, blocks, tiles, (batch * blocks * tiles,), index)
+    return Plan(config, rows, blocks, tiles, (batch * blocks * tiles,), sizes.index)

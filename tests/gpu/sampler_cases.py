@@ -28,6 +28,9 @@ DTYPES = (  # nodes, weight
 )
 
 
+PLAIN = Basis()
+
+
 class Case(NamedTuple):
     """Nodes [M_out, M_in, *rest] and points [K, L]."""
 
@@ -61,7 +64,7 @@ def partition(kind: str, n: int, nodes: int) -> Tensor:
     return points if kind == "random" else (points * 0.9 + nodes // 2) / max(nodes - 1, 1) * (nodes > 1)
 
 
-def taps(kind: str, n: int, nodes: int, weighted: bool = False, basis: Basis = Basis()) -> Taps:
+def taps(kind: str, n: int, nodes: int, weighted: bool = False, basis: Basis = PLAIN) -> Taps:
     """Taps on the device, float32; `weighted` by factors of the size of a scaled quadrature."""
     multiplier = torch.rand(n, dtype=torch.float64) + 0.5 if weighted else None
     made = make_taps(partition(kind, n, nodes), nodes, basis, multiplier=multiplier, dtype=torch.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from inn_kernels import reference
@@ -73,7 +75,7 @@ def test_results_do_not_overlap() -> None:
     nodes, along = network()
     values = discretize_foreach(nodes, along, torch.float32)
     spans = sorted((v.data_ptr(), v.data_ptr() + 4 * v.numel()) for v in values)
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:]))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
     kept = values[0].clone()
     values[1].fill_(7)
     assert torch.equal(values[0], kept)
