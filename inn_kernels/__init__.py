@@ -1,14 +1,16 @@
 """Kernels and mathematics of integral neural networks: tensors in, tensors out. No autograd, no modules.
 
-quadrature   partitions and integration rules
-taps         basis, boundary and quadrature folded into four nodes and four weights a point
-reference    every operation in plain PyTorch: the specification
-ops          every operation as a PyTorch operator, with its compiled kernels
-dispatch     which backend can run, which dataflow is cheapest, and why
+- quadrature: partitions and integration rules
+- taps: basis, boundary and quadrature folded into four nodes and four weights a point
+- reference: every operation in plain PyTorch, the specification
+- ops: every operation as a PyTorch operator, with its compiled kernels
+- gpu: the operations as Triton kernels
+- cost: what each dataflow moves and computes, and the time that makes of it
+- dispatch: which backend can run, which dataflow is cheapest, and why
 """
 
-from inn_kernels import cost, ops, quadrature, reference, taps
+from inn_kernels import cost, gpu, ops, quadrature, reference, taps
 
 __version__ = "0.1.0"
 
-__all__ = ["cost", "ops", "quadrature", "reference", "taps"]
+__all__ = ["cost", "gpu", "ops", "quadrature", "reference", "taps"]

@@ -1,1 +1,80 @@
-"""Triton kernels of the operations, one file each."""
+"""Triton kernels, one file an operation, registered as the CUDA implementation of `torch.ops.inn_kernels.*`.
+
+    discretize               nodes to a weight in the compute dtype, both axes and the quadrature in one pass
+    discretize_adjoint       its adjoint: the gradient of the nodes
+    discretize_tap_gradient  the gradients of both axes' tap weights
+    interpolate              one axis sampled, its adjoint, and the gradient of its weights
+    foreach                  every layer of a network discretized by one launch
+    tiles, launch            what these share: columns and rows of programs; configurations, allocation, device guard
+    compile                  ahead-of-time harness: compiles every kernel for each target, with no GPU
+
+Importing this package imports neither Triton nor a kernel: the first call of an operation on a GPU does. Where Triton
+is missing, and for dtypes the kernels do not store (float64), operations run as `reference`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inn_kernels import ops, reference
+
+missing: str | None = None if importlib.util.find_spec("triton") else "Triton is not installed"
+"""Why there are no Triton kernels here, or None."""
+
+STORAGE = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes the kernels read and write; sums are float32."""
+
+_FILES = {
+    "discretize": "discretize",
+    "discretize_adjoint": "discretize_adjoint",
+    "discretize_tap_gradient": "discretize_tap_gradient",
+    "interpolate": "interpolate",
+    "spread": "interpolate",
+    "interpolate_tap_gradient": "interpolate",
+}
+
+
+def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot run on tensors of this device and dtype, or None."""
+    if missing is not None:
+        return missing
+    if device.type != "cuda":
+        return f"it runs on GPU tensors, got a tensor on {device}"
+    if dtype not in STORAGE:
+        return f"it takes {', '.join(str(d) for d in STORAGE)}, got {dtype}"
+    return None
+
+
+@functools.cache
+def launcher(name: str) -> Callable[..., Any]:
+    """The launcher of an operation; imports Triton and its kernels."""
+    return getattr(importlib.import_module(f"inn_kernels.gpu.{_FILES[name]}"), name)
+
+
+def _implementation(name: str) -> Callable[..., Any]:
+    plain = getattr(reference, name)
+
+    @functools.wraps(plain)
+    def run(*arguments: Any) -> Any:
+        return launcher(name)(*arguments) if all(map(_storable, arguments)) else plain(*arguments)
+
+    return run
+
+
+def _storable(argument: Any) -> bool:
+    """Whether the kernels take an argument: a tensor of float32 or narrower (or int32 starts), or such a dtype."""
+    dtype = argument.dtype if isinstance(argument, Tensor) else argument
+    return not isinstance(dtype, torch.dtype) or dtype in STORAGE or dtype == torch.int32
+
+
+if missing is None:
+    _library = torch.library.Library("inn_kernels", "IMPL")
+    for _name in ops.NAMES:
+        _library.impl(_name, _implementation(_name), "CUDA")

@@ -1,15 +1,16 @@
 """Ahead-of-time harness: compiles every kernel and configuration for each target, with no GPU, and reads what it costs.
 
-    python -m inn_kernels.gpu.compile --csv bench/results/resources.csv      one row a kernel, configuration, target
-    python -m inn_kernels.gpu.compile --check                                also holds the rules below, exit code 1 if not
+    python -m inn_kernels.gpu.compile --csv bench/results/resources.csv     one row a kernel, configuration, target
+    python -m inn_kernels.gpu.compile --check                               exit code 1 if a rule below is broken
 
 Every module of `inn_kernels.gpu` with a list `KERNELS` of `launch.KernelSpec` takes part; `--module` picks some.
 Columns: registers a thread, shared (LDS) bytes a block, spill_bytes (stack and local memory a thread), occupancy
 (resident warps over the most a multiprocessor holds), tensor_core (the matrix instructions found).
 
-Rules: sm_90 has no stack, no local memory and no spills; a spec with `tensor_cores` has matrix instructions on every
-target; a spec with `barrier_free_loops` has no barrier within any loop on NVIDIA targets. A layout conversion inside a
-loop goes through shared memory and is seen as that barrier.
+Rules: on sm_90 no stack, no local memory and no spills, and as many programs a multiprocessor as the configuration's
+`resident` says; a spec with `tensor_cores` has matrix instructions on every target; a spec with `barrier_free_loops`
+has no barrier within any loop on NVIDIA targets. A layout conversion inside a loop goes through shared memory and is
+seen as that barrier.
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ def inspect(spec: KernelSpec, config: Config, target: str) -> Resources:
     complaints = []
     if target == "sm_90" and spills:
         complaints.append(f"{spills} bytes of stack or local memory")
+    if target == "sm_90" and occupancy * 64 < config.resident * config.num_warps:
+        complaints.append(f"fewer than the {config.resident} programs a multiprocessor that launchers count on")
     if spec.tensor_cores and matrix == "-":
         complaints.append("no matrix instructions")
     if spec.barrier_free_loops and barriers:
@@ -110,9 +113,7 @@ def inspect(spec: KernelSpec, config: Config, target: str) -> Resources:
     )
 
 
-def _read_nvidia(
-    compiled: triton.compiler.CompiledKernel, target: str, warps: int
-) -> tuple[int, int, int, float, str]:
+def _read_nvidia(compiled: triton.compiler.CompiledKernel, target: str, warps: int) -> tuple[int, int, int, float, str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -130,7 +131,7 @@ def _read_amd(compiled: triton.compiler.CompiledKernel, target: str, warps: int)
     code = compiled.asm["amdgcn"]
 
     def metadata(key: str) -> int:
-        return int(re.search(rf"\.{key}:\s+(\d+)", code).group(1))
+        return int(re.findall(rf"\.{key}:\s+(\d+)", code)[0])
 
     registers = metadata("vgpr_count")  # vector and accumulation registers share one file
     shared = max(compiled.metadata.shared, metadata("group_segment_fixed_size"))
@@ -199,8 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m inn_kernels.gpu.compile", description=__doc__.split("\n")[0])
     parser.add_argument("--csv", help="write the table here")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a rule is broken")
-    parser.add_argument("--module", action="append", default=[], help="only this module of inn_kernels.gpu (repeatable)")
-    parser.add_argument("--target", action="append", default=[], choices=list(TARGETS), help="only this target (repeatable)")
+    parser.add_argument("--module", action="append", default=[], help="only this module (repeatable)")
+    parser.add_argument("--target", action="append", default=[], choices=list(TARGETS), help="only this target")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="compiler processes")
     args = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":

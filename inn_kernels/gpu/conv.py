@@ -21,7 +21,6 @@ only where weights outweigh activations (a batch of one, few pixels, many channe
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -56,25 +55,25 @@ def _square(side: int, depth: int, warps: int) -> Config:
     return Config(f"nodes{side}", {"T": side, "BB": depth, "PAD": PAD}, warps, 1)
 
 
-# (most pixels, most nodes along an axis, configuration) by kind of multiplication, the first that fits. As in `linear`:
-# steps of 32 columns for registers, more pixels to a tile while there are more, eight warps on the widest. Addresses and
-# padding masks of a gather cost registers here, hence fewer stages. Compiled for sm_90; not yet swept on a device.
+# (most pixels, configuration) by kind of multiplication; `select` takes the first that fits. As in `linear`, but the
+# addresses and padding masks of a gather cost registers, so wider tiles have eight warps and the widest steps of 16
+# columns. Compiled for sm_90; not yet swept on a device.
 FORWARD = {
-    "half": ((16, ANY, _config(16, 32, 4)), (32, ANY, _config(32, 32, 4)), (ANY, ANY, _config(64, 32, 3, 8))),
-    "tf32": ((ANY, ANY, _config(32, 32, 3, 8)),),
-    "ieee": ((ANY, ANY, _config(16, 16, 1)),),
+    "half": ((16, _config(16, 32, 4)), (32, _config(32, 32, 4, 8)), (ANY, _config(64, 16, 4, 8))),
+    "tf32": ((ANY, _config(32, 32, 3, 8)),),
+    "ieee": ((ANY, _config(16, 16, 2)),),
 }
-# 32 pixels a step fill a memory sector; eight warps share the gathers of both operands.
+# 16 pixels a step fill a memory sector; eight warps share the gathers of both operands.
 NODE_GRADIENT = {
-    "half": ((ANY, ANY, _square(64, 32, 8)),),
-    "tf32": ((ANY, ANY, _square(32, 32, 8)),),
-    "ieee": ((ANY, ANY, _square(32, 16, 4)),),
+    "half": ((ANY, _square(64, 16, 8)),),
+    "tf32": ((ANY, _square(32, 32, 8)),),
+    "ieee": ((ANY, _square(32, 16, 4)),),
 }
 
 
 @triton.jit
 def pixels(i_first, n_pixel, P, Q, BP: tl.constexpr):
-    """Image (int64), row and column of pixels i_first (int64) to i_first + BP - 1; the last pixel again beyond it. [BP]"""
+    """Image (int64), row and column of BP pixels from i_first (int64) on; the last pixel again beyond it. [BP]"""
     i_image = i_first // (P * Q)
     b_local = (i_first - i_image * (P * Q)).to(tl.int32) + tl.arange(0, BP)
     b_local = tl.minimum(b_local, n_pixel - 1 - i_image * (P * Q))  # int64
@@ -107,12 +106,12 @@ def gather_channels(p_pixel, b_inside, p_lo, p_coefficient, b_node, channel, n_p
 
 @triton.jit
 def gather_more_channels(
-    b_sum, p_pixel, b_inside, p_start, p_weight, p_first, p_lo, b_node, n_nodes, channel, n_more, NT: tl.constexpr
+    b_sum, p_pixel, b_inside, p_start, p_weight, p_lo, p_hi, b_node, channel, n_more, NT: tl.constexpr
 ):
     """b_sum [N, P] and what `gather_channels` leaves out: up to n_more = crowd(...) points a node."""
     for n in range(NT, NT + n_more):
         b_point = tl.load(p_lo + b_node) + n  # [N]
-        b_heard = b_point < tl.load(p_first + b_node + 1, mask=b_node < n_nodes, other=0)
+        b_heard = b_point < tl.load(p_hi + b_node)
         b_tap = b_node - tl.load(p_start + b_point, mask=b_heard, other=0)
         b_weight = tl.load(p_weight + 4 * b_point + b_tap, mask=b_heard, other=0.0)
         p_point = p_pixel + (b_point * channel.to(tl.int64))[:, None]  # [N, P]
@@ -133,7 +132,7 @@ def conv_kernel(
     p_nodes,  # [M_left, M_sum, n_offset], or [M_sum, M_left, n_offset] where TRANSPOSED
     p_bias,  # [M_left], or nodes again where HAS_BIAS is False
     p_out_start, p_out_weight, p_out_first,
-    p_start, p_weight, p_first, p_lo, p_coefficient, p_crowded,  # of the axis summed over
+    p_start, p_weight, p_lo, p_hi, p_coefficient, p_crowded,  # of the axis summed over
     p_partial, p_ticket,
     B, K, L, M_left, M_sum, n_split, H, W, P, Q, S, n_offset,
     scale_h, scale_w, from_h, from_w, step_h, step_w, divide_h, divide_w,
@@ -162,7 +161,7 @@ def conv_kernel(
     p_image = p_x + (b_image * L * H * W)[None, :]  # [1, BP]
     i0 = i_out * ADVANCE
     b_i = tl.minimum(tl.arange(0, TILE), M_left - 1 - i0)  # [TILE]
-    row = n_column // 16 * 16 if ALIGNED else n_column  # of nodes, where they are not transposed
+    row = n_column // 16 * 16 if ALIGNED and not TRANSPOSED else n_column  # of nodes, where they are not transposed
     b_row = i0 * row.to(tl.int64) + (b_i * row)
     crowded_begin = tl.load(p_crowded) * n_offset // BK * BK
     crowded_end = tl.load(p_crowded + 1) * n_offset
@@ -180,16 +179,16 @@ def conv_kernel(
                 p_tile = p_nodes + ((i0 + b_i) * n_offset)[:, None] + b_column[None, :]  # [TILE, BK]
             else:
                 p_tile = p_nodes + b_row[:, None] + b_c[None, :]
-            b_nodes = tl.load(p_tile, mask=(b_c < n_column)[None, :], other=0.0)
+            b_nodes = tl.load(p_tile, mask=(b_c < row)[None, :], other=0.0)
             b_at_h, b_inside_h = under(b_h, b_t // S * step_h, H, divide_h, STRIDED)  # [BK, BP]
             b_at_w, b_inside_w = under(b_w, b_t % S * step_w, W, divide_w, STRIDED)
             p_pixel = p_image + (b_at_h * W + b_at_w)
             b_inside = b_inside_h & b_inside_w
             if crowded:
                 b_x = tl.zeros([BK, BP], tl.float32)
-                n_more = crowd(p_first, p_lo, b_j, M_sum, NT)
+                n_more = crowd(p_lo, p_hi, b_j, NT)
                 b_x = gather_more_channels(
-                    b_x, p_pixel, b_inside, p_start, p_weight, p_first, p_lo, b_j, M_sum, H * W, n_more, NT
+                    b_x, p_pixel, b_inside, p_start, p_weight, p_lo, p_hi, b_j, H * W, n_more, NT
                 )
             else:
                 b_x = gather_channels(p_pixel, b_inside, p_lo, p_coefficient, b_j, H * W, n_padded, NT)
@@ -220,14 +219,14 @@ def conv_kernel(
 def conv_node_gradient_kernel(
     p_d_nodes, p_d_bias,  # [M_left, M_sum, n_offset], [M_left]
     p_dy, p_x,  # [B, K, P, Q], [B, L, H, W]
-    p_out_start, p_out_weight, p_out_first, p_out_lo, p_out_coefficient, p_out_crowded,
-    p_in_start, p_in_weight, p_in_first, p_in_lo, p_in_coefficient, p_in_crowded,
+    p_out_start, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient,
+    p_in_start, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient,
     B, K, L, M_left, M_sum, H, W, P, Q, S, n_offset,
     scale_h, scale_w, from_h, from_w, step_h, step_w, need_nodes, need_bias,
     ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, NT_OUT: tl.constexpr, NT_IN: tl.constexpr,
     BB: tl.constexpr, T: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
-    """d_nodes[i, c] = sum_p dy'[i, p] x'[c, under p], a tile of T nodes i and T columns c; column 0 also sums d_bias."""
+    """d_nodes[i, c] = sum_p dy'[i, p] x'[c, under p], T nodes i by T columns c; the first tiles also sum d_bias."""
     n_column = M_sum * n_offset
     n_across = tl.cdiv(n_column, T) if need_nodes else 1
     b_i = tl.program_id(0) // n_across * T + tl.arange(0, T)  # [T]
@@ -239,21 +238,20 @@ def conv_node_gradient_kernel(
     n_pixel = B.to(tl.int64) * P * Q
     n_out_padded = tl.cdiv(M_left, PAD) * PAD
     n_in_padded = tl.cdiv(M_sum, PAD) * PAD
-    n_more_out = crowd(p_out_first, p_out_lo, b_i, M_left, NT_OUT)
-    n_more_in = crowd(p_in_first, p_in_lo, b_j, M_sum, NT_IN)
+    n_more_out = crowd(p_out_lo, p_out_hi, b_i, NT_OUT)
+    n_more_in = crowd(p_in_lo, p_in_hi, b_j, NT_IN)
 
     b_acc = tl.zeros([T, T], tl.float32)
     b_bias = tl.zeros([T, BB], tl.float32)
-    for i_step in range(0, tl.cdiv(n_pixel, BB).to(tl.int32)):
+    for i_step in tl.range(0, tl.cdiv(n_pixel, BB).to(tl.int32), disable_licm=True):  # or tables fill the registers
         i_first = i_step * tl.full([], BB, tl.int64)
         b_image, b_p, b_q = pixels(i_first, n_pixel, P, Q, BB)  # [BB]
         b_valid = (i_first + tl.arange(0, BB) < n_pixel)[None, :] & (b_i >= 0)[:, None]  # [T, BB]
         p_dy_pixel = p_dy + (b_image * K * P * Q + b_p * Q + b_q)[None, :]  # [1, BB]
         b_dy = gather_channels(p_dy_pixel, b_valid, p_out_lo, p_out_coefficient, b_i, P * Q, n_out_padded, NT_OUT)
         b_dy = gather_more_channels(
-            b_dy, p_dy_pixel, b_valid, p_out_start, p_out_weight, p_out_first, p_out_lo,
-            b_i, M_left, P * Q, n_more_out, NT_OUT,
-        )  # fmt: skip
+            b_dy, p_dy_pixel, b_valid, p_out_start, p_out_weight, p_out_lo, p_out_hi, b_i, P * Q, n_more_out, NT_OUT
+        )
         b_bias += b_dy
         b_dy = b_dy.to(p_dy.dtype.element_ty).to(COMPUTE)
         b_at_h, b_inside_h = under(b_p * scale_h + from_h, b_step_h, H, 1, False)  # [T, BB]
@@ -262,9 +260,8 @@ def conv_node_gradient_kernel(
         b_inside = b_inside_h & b_inside_w
         b_x = gather_channels(p_pixel, b_inside, p_in_lo, p_in_coefficient, b_j, H * W, n_in_padded, NT_IN)
         b_x = gather_more_channels(
-            b_x, p_pixel, b_inside, p_in_start, p_in_weight, p_in_first, p_in_lo,
-            b_j, M_sum, H * W, n_more_in, NT_IN,
-        )  # fmt: skip
+            b_x, p_pixel, b_inside, p_in_start, p_in_weight, p_in_lo, p_in_hi, b_j, H * W, n_more_in, NT_IN
+        )
         b_x = b_x.to(p_x.dtype.element_ty).to(COMPUTE)
         b_acc = tl.dot(b_dy, tl.trans(b_x), b_acc, input_precision=PRECISION)
 
@@ -337,7 +334,7 @@ def _launch(
     with guard(x):
         conv_kernel[(tiles * splits,)](
             y, x, nodes, nodes if bias is None else bias.contiguous(),
-            out_table.start, out_table.weight, out_table.first, *in_table, *space,
+            *out_table.points, *in_table.nodes, *space,
             *y.shape[:2], x.shape[1], left, summed, splits, *x.shape[2:], *y.shape[2:], nodes.shape[3], offsets,
             *scale, *offset, *step, *divide,
             HAS_BIAS=bias is not None, TRANSPOSED=transposed, STRIDED=divide != (1, 1),
@@ -372,9 +369,9 @@ def conv_node_gradient(
     across = triton.cdiv(in_nodes * offsets, side) if need_nodes else 1
     with guard(x):
         conv_node_gradient_kernel[(triton.cdiv(out_nodes, side) * across,)](
-            d_nodes, d_bias, dy, x, *out_table, *in_table,
+            d_nodes, d_bias, dy, x, *out_table.nodes[:5], *in_table.nodes[:5],
             *dy.shape[:2], x.shape[1], out_nodes, in_nodes, *x.shape[2:], *dy.shape[2:], nodes.shape[3], offsets,
-            *stride, -padding[0], -padding[1], *dilation, need_nodes, need_bias,
+            *stride, -padding[0], -padding[1], *dilation, int(need_nodes), int(need_bias),
             NT_OUT=out_table.contributors, NT_IN=in_table.contributors, **flags, **config.options,
         )  # fmt: skip
     return d_nodes, d_bias
@@ -382,6 +379,6 @@ def conv_node_gradient(
 
 KERNELS = [
     *gemm_specs(conv_kernel, FORWARD, ["NT"], _SIZES, HAS_BIAS=True, TRANSPOSED=False, STRIDED=False),
-    *gemm_specs(conv_kernel, FORWARD, ["NT"], _SIZES, HAS_BIAS=False, TRANSPOSED=True, STRIDED=True),
+    *gemm_specs(conv_kernel, FORWARD, ["NT"], _SIZES, "-dx", HAS_BIAS=False, TRANSPOSED=True, STRIDED=True),
     *gemm_specs(conv_node_gradient_kernel, NODE_GRADIENT, ["NT_OUT", "NT_IN"], _SIZES),
 ]

@@ -28,8 +28,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inn_kernels.gpu.launch import Config, KernelSpec, empty_like_layout, guard, with_constants
-from inn_kernels.gpu.tiles import SIZES, Geometry, columns, dense, dot_4, gather_4, load_4, plan, split_column, steps, weight_geometry
+from inn_kernels.gpu.launch import ALL_TARGETS, ONE_TARGET, Config, KernelSpec, empty_like_layout, guard, with_constants
+from inn_kernels.gpu.tiles import (
+    SIZES,
+    Geometry,
+    SideTaps,
+    columns,
+    dense,
+    dot_4,
+    flat_taps,
+    gather_4,
+    load_4,
+    plan,
+    split_columns,
+    steps,
+    weight_geometry,
+)
 
 CONFIGS = (
     Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=7, max_registers=72),
@@ -57,12 +71,12 @@ def sample_tile(
     """One program's tile of W. An axis that is not sampled is discrete: its nodes are its points."""
     width = outer.to(INDEX) * in_points * inner
     stride = outer.to(tl.int64) * in_nodes * inner
-    b_col, b_inside, b_lane = columns(i_tile, width, SUB, LANES, INDEX)  # [SUB, LANES]
-    b_first = b_col  # [SUB, LANES] column of the first node
+    i_first, b_lane, b_near, b_inside = columns(i_tile, width, SUB, LANES, INDEX)  # scalar, [SUB, LANES] each
+    b_first = i_first + b_near  # [SUB, LANES] column of the first node
     b_c0, b_c1, b_c2, b_c3 = 1.0, 0.0, 0.0, 0.0
     step_1, step_2, step_3 = 0, 0, 0
     if SAMPLE_IN:
-        b_outer, b_l, b_inner = split_column(b_col, in_points, inner)  # [SUB, LANES]
+        b_outer, b_l, b_inner = split_columns(i_first, b_near, in_points, inner)  # [SUB, LANES]
         b_first = (b_outer * in_nodes + tl.load(p_in_start + b_l)) * inner + b_inner
         b_c0, b_c1, b_c2, b_c3 = load_4(p_in_weight, b_l)  # [SUB, LANES]
         step_1, step_2, step_3 = steps(in_nodes, inner)
@@ -72,7 +86,7 @@ def sample_tile(
     b_r3 = tl.zeros((SUB, LANES), tl.float32)
     i_begin = i_block * rows
     i_end = tl.minimum(i_begin + rows, out_points)
-    p_out += i_begin.to(tl.int64) * width + i_tile.to(tl.int64) * (SUB * LANES)
+    p_out += i_begin.to(tl.int64) * width + i_first
     i_start, i_final = i_begin, i_end - 1  # first and last node row of this program
     if SAMPLE_OUT:
         i_start = tl.load(p_out_start + i_begin)
@@ -133,15 +147,15 @@ def sample(
     nodes: Tensor,
     out: Tensor,
     sizes: Geometry,
-    out_taps: tuple[Tensor, Tensor] | tuple[None, None],
-    in_taps: tuple[Tensor, Tensor] | tuple[None, None],
+    out_taps: SideTaps,
+    in_taps: SideTaps,
 ) -> Tensor:
     """Fill `out` with the nodes sampled along each axis that has taps (start, weight)."""
     if out.numel():
         p = plan(sizes, sizes.out_points, sizes.point_columns, CONFIGS, out.device)
         with guard(out):
             discretize_kernel[p.grid](
-                nodes, out, *out_taps, *in_taps, *sizes[1:], p.rows, p.blocks, p.tiles,
+                nodes, out, *flat_taps(out_taps, in_taps), *sizes[1:], p.rows, p.blocks, p.tiles,
                 ADJACENT=sizes.adjacent_nodes, INDEX=p.index, **p.config.options,
             )  # fmt: skip
     return out
@@ -157,9 +171,9 @@ def discretize(
 ) -> Tensor:  # [K, L, *rest]
     """W = S_out nodes S_in^T (Eq. 6; the quadrature is in `in_weight`), in the layout of `nodes`."""
     nodes = dense(nodes)
-    k, l = out_start.shape[0], in_start.shape[0]
-    sizes = weight_geometry(nodes, nodes.shape[0], k, nodes.shape[1], l)
-    out = empty_like_layout(nodes, [k, l, *nodes.shape[2:]], dtype)
+    points = out_start.shape[0], in_start.shape[0]
+    sizes = weight_geometry(nodes, nodes.shape[0], points[0], nodes.shape[1], points[1])
+    out = empty_like_layout(nodes, [*points, *nodes.shape[2:]], dtype)
     return sample(nodes, out, sizes, (out_start, out_weight), (in_start, in_weight))
 
 
@@ -169,9 +183,16 @@ KERNELS = [
     KernelSpec(
         discretize_kernel,
         {"p_nodes": f"*{nodes}", "p_out": f"*{out}", **OUT_TAPS, **IN_TAPS, **dict.fromkeys(SIZES, "i32")},
-        with_constants(CONFIGS, ADJACENT=(True, False), INDEX=(tl.int32,)),
-        f"{nodes}-{out}",
+        with_constants(CONFIGS, ADJACENT=(True, False), INDEX=(index,)),
+        f"{nodes}-{out}" + (" int64" if index is tl.int64 else ""),
         barrier_free_loops=True,
+        targets=targets,
     )
-    for nodes, out in (("fp32", "bf16"), ("fp32", "fp16"), ("fp32", "fp32"), ("bf16", "bf16"))
+    for nodes, out, index, targets in (
+        ("fp32", "bf16", tl.int32, ALL_TARGETS),
+        ("fp32", "bf16", tl.int64, ONE_TARGET),
+        ("fp32", "fp16", tl.int32, ONE_TARGET),
+        ("fp32", "fp32", tl.int32, ONE_TARGET),
+        ("bf16", "bf16", tl.int32, ONE_TARGET),
+    )
 ]

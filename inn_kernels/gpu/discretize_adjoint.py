@@ -24,27 +24,31 @@ import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.discretize import IN_TAPS, OUT_TAPS
-from inn_kernels.gpu.launch import Config, KernelSpec, empty_like_layout, guard, with_constants
+from inn_kernels.gpu.launch import ALL_TARGETS, ONE_TARGET, Config, KernelSpec, empty_like_layout, guard, with_constants
 from inn_kernels.gpu.tiles import (
     SIZES,
     Geometry,
+    SideTaps,
     columns,
     dense,
     dot_4,
+    flat_taps,
     gather_4,
     load_4,
     plan,
     points_before,
-    split_column,
+    split_columns,
     steps,
     weight_geometry,
 )
 
-CONFIGS = (
-    Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=6, max_registers=80),
-    Config("narrow", {"SUB": 1, "LANES": 128}, num_warps=4, resident=10, max_registers=48),
-)
-"""As `discretize`: four columns a thread keep enough of dW in flight; one column where the layer is small."""
+NARROW = Config("narrow", {"SUB": 1, "LANES": 128}, num_warps=4, resident=10, max_registers=48)
+CONFIGS = {
+    2: (Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=7, max_registers=72), NARROW),
+    4: (Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=5, max_registers=96), NARROW),
+}
+"""By bytes an element of dW. As `discretize`: four columns a thread keep enough of dW in flight, one column where the
+layer is small. The bounds are what the compiler needs to spill nothing; int64 column numbers take the larger one."""
 
 
 @triton.jit
@@ -76,6 +80,25 @@ def any_beyond(p_start, p_weight, points, b_point, b_node):
 
 
 @triton.jit
+def point_row(
+    b_x0, b_x1, b_x2, b_x3,  # [SUB, LANES] dW at the first four points of each column
+    b_c0, b_c1, b_c2, b_c3,  # [SUB, LANES] their weights
+    p_row,  # [SUB, LANES] the first of them
+    p_in_start, p_in_weight, in_points, inner,
+    b_l, b_j, most,  # first point and node of each column, the most points that touch one
+    SAMPLE_IN: tl.constexpr,
+    CROWDED: tl.constexpr,
+):  # fmt: skip
+    """G[k]: one row of dW gathered along the input axis. float32 [SUB, LANES]."""
+    b_g = dot_4(b_x0, b_x1, b_x2, b_x3, b_c0, b_c1, b_c2, b_c3, SAMPLE_IN)
+    if CROWDED:
+        for i_c in range(4, most):
+            b_w = point_weight(p_in_start, p_in_weight, in_points, b_l + i_c, b_j)  # [SUB, LANES]
+            b_g += b_w * tl.load(p_row + i_c * inner, mask=b_w != 0.0, other=0.0).to(tl.float32)
+    return b_g
+
+
+@triton.jit
 def adjoint_tile(
     p_grad,  # [out_points, outer, in_points, inner]
     p_out,  # the tile's first element: row i_begin of d_nodes, first column
@@ -83,7 +106,7 @@ def adjoint_tile(
     p_in_start, p_in_weight,  # [in_points], [in_points, 4]
     out_points, in_nodes, in_points, inner, stride, width,
     i_begin, i_end,  # node rows of this tile
-    b_col, b_inside, b_lane,  # [SUB, LANES] see `columns`
+    i_first, b_lane, b_near, b_inside,  # see `columns`
     b_l, most,  # [SUB, LANES] first contributing point; with CROWDED, the most that touch a column
     SAMPLE_OUT: tl.constexpr,
     SAMPLE_IN: tl.constexpr,
@@ -93,22 +116,22 @@ def adjoint_tile(
     LANES: tl.constexpr,
 ):  # fmt: skip
     """Streams the rows of dW under a tile of d_nodes. A discrete axis has its nodes for points."""
-    b_first = b_col  # [SUB, LANES] column of the first contributing point
+    b_first, b_j = i_first + b_near, b_near  # [SUB, LANES] column of the first contributing point, node
     b_c0, b_c1, b_c2, b_c3 = 1.0, 0.0, 0.0, 0.0
     step_1, step_2, step_3 = 0, 0, 0
     if SAMPLE_IN:
-        b_outer, b_j, b_inner = split_column(b_col, in_nodes, inner)  # [SUB, LANES]
+        b_outer, b_j, b_inner = split_columns(i_first, b_near, in_nodes, inner)
         b_first = (b_outer * in_points + b_l) * inner + b_inner
         b_c0 = point_weight(p_in_start, p_in_weight, in_points, b_l, b_j)
         b_c1 = point_weight(p_in_start, p_in_weight, in_points, b_l + 1, b_j)
         b_c2 = point_weight(p_in_start, p_in_weight, in_points, b_l + 2, b_j)
         b_c3 = point_weight(p_in_start, p_in_weight, in_points, b_l + 3, b_j)
         step_1, step_2, step_3 = steps(in_points, inner)
-    i_row, i_k, i_start = i_begin, i_begin, i_begin  # node row; row of dW in flight, and the node row it starts at
+    i_row, i_k = i_begin, i_begin  # node row, row of dW in flight
     if SAMPLE_OUT:
         i_row = tl.maximum(i_begin - 3, 0)
         i_k = points_before(p_out_start, out_points, i_row)
-        i_start = tl.load(p_out_start + i_k, mask=i_k < out_points, other=2147483647)
+        i_start = tl.load(p_out_start + i_k, mask=i_k < out_points, other=2147483647)  # node row it starts at
     p_row = p_grad + tl.minimum(i_k, out_points - 1) * stride + b_first  # [SUB, LANES]
     b_x0, b_x1, b_x2, b_x3 = gather_4(p_row, step_1, step_2, step_3, SAMPLE_IN, ADJACENT)
     b_a0 = tl.zeros((SUB, LANES), tl.float32)  # the window: sums of node rows i_row .. i_row + 3
@@ -116,24 +139,27 @@ def adjoint_tile(
     b_a2 = tl.zeros((SUB, LANES), tl.float32)
     b_a3 = tl.zeros((SUB, LANES), tl.float32)
     while i_row < i_end:
-        while i_start <= i_row:
-            b_g = dot_4(b_x0, b_x1, b_x2, b_x3, b_c0, b_c1, b_c2, b_c3, SAMPLE_IN)  # [SUB, LANES] row k of G
-            if CROWDED:
-                for i_c in range(4, most):
-                    b_w = point_weight(p_in_start, p_in_weight, in_points, b_l + i_c, b_j)  # [SUB, LANES]
-                    b_g += b_w * tl.load(p_row + i_c * inner, mask=b_w != 0.0, other=0.0).to(tl.float32)
-            if SAMPLE_OUT:
+        if SAMPLE_OUT:
+            while i_start <= i_row:
+                b_g = point_row(
+                    b_x0, b_x1, b_x2, b_x3, b_c0, b_c1, b_c2, b_c3, p_row, p_in_start, p_in_weight,
+                    in_points, inner, b_l, b_j, most, SAMPLE_IN, CROWDED,
+                )  # fmt: skip
                 w0, w1, w2, w3 = load_4(p_out_weight, i_k)
                 b_a0 += w0 * b_g
                 b_a1 += w1 * b_g
                 b_a2 += w2 * b_g
                 b_a3 += w3 * b_g
-                i_start = tl.load(p_out_start + i_k + 1, mask=i_k + 1 < out_points, other=2147483647)
-            else:
-                b_a0 = b_g
-                i_start += 1
-            i_k += 1
-            p_row = p_grad + tl.minimum(i_k, out_points - 1) * stride + b_first  # [SUB, LANES]
+                i_k += 1
+                i_start = tl.load(p_out_start + i_k, mask=i_k < out_points, other=2147483647)
+                p_row = p_grad + tl.minimum(i_k, out_points - 1) * stride + b_first  # [SUB, LANES]
+                b_x0, b_x1, b_x2, b_x3 = gather_4(p_row, step_1, step_2, step_3, SAMPLE_IN, ADJACENT)
+        else:
+            b_a0 = point_row(
+                b_x0, b_x1, b_x2, b_x3, b_c0, b_c1, b_c2, b_c3, p_row, p_in_start, p_in_weight,
+                in_points, inner, b_l, b_j, most, SAMPLE_IN, CROWDED,
+            )  # fmt: skip
+            p_row = p_grad + tl.minimum(i_row + 1, out_points - 1) * stride + b_first  # [SUB, LANES]
             b_x0, b_x1, b_x2, b_x3 = gather_4(p_row, step_1, step_2, step_3, SAMPLE_IN, ADJACENT)
         if i_row >= i_begin:
             tl.store(p_out + b_lane, b_a0.to(p_out.dtype.element_ty), mask=b_inside)
@@ -169,35 +195,36 @@ def discretize_adjoint_kernel(
     stride = outer.to(tl.int64) * in_points * inner
     p_grad += i_batch * out_points * stride
     p_out += (i_batch * out_nodes + i_begin) * width
-    b_col, b_inside, b_lane = columns(i_tile, width, SUB, LANES, INDEX)  # [SUB, LANES]
-    p_tile = p_out + i_tile.to(tl.int64) * (SUB * LANES)
+    i_first, b_lane, b_near, b_inside = columns(i_tile, width, SUB, LANES, INDEX)  # scalar, [SUB, LANES] each
     if SAMPLE_IN:
-        b_j = (b_col // inner % in_nodes).to(tl.int32)  # [SUB, LANES]
+        _outer, b_j, _inner = split_columns(i_first, b_near, in_nodes, inner)  # [SUB, LANES]
         b_l = first_contributor(p_in_start, p_in_weight, in_points, b_j)
         if any_beyond(p_in_start, p_in_weight, in_points, b_l, b_j):
             # Clustered points. One sub-tile after the other: the loop over further points takes registers.
             most = tl.max(tl.max(points_before(p_in_start, in_points, b_j + 1) - b_l, 1), 0)
-            for i_sub in range(SUB):
-                i_line = i_tile * SUB + i_sub
-                b_one, b_one_inside, b_one_lane = columns(i_line, width, 1, LANES, INDEX)  # [1, LANES]
-                b_one_j = (b_one // inner % in_nodes).to(tl.int32)
-                b_one_l = first_contributor(p_in_start, p_in_weight, in_points, b_one_j)
+            for i_sub in range(tl.minimum(tl.cdiv(width - i_first, LANES), SUB)):
+                i_c, b_c_lane, b_c_near, b_c_inside = columns(i_tile * SUB + i_sub, width, 1, LANES, INDEX)
+                _c_outer, b_c_j, _c_inner = split_columns(i_c, b_c_near, in_nodes, inner)  # [1, LANES]
+                b_c_l = first_contributor(p_in_start, p_in_weight, in_points, b_c_j)
                 adjoint_tile(
-                    p_grad, p_tile + i_sub * LANES, p_out_start, p_out_weight, p_in_start, p_in_weight,
+                    p_grad, p_out + i_c, p_out_start, p_out_weight, p_in_start, p_in_weight,
                     out_points, in_nodes, in_points, inner, stride, width, i_begin, i_end,
-                    b_one, b_one_inside, b_one_lane, b_one_l, most, SAMPLE_OUT, True, True, ADJACENT, 1, LANES,
+                    i_c, b_c_lane, b_c_near, b_c_inside, b_c_l, most,
+                    SAMPLE_OUT, True, True, ADJACENT, 1, LANES,
                 )  # fmt: skip
         else:
             adjoint_tile(
-                p_grad, p_tile, p_out_start, p_out_weight, p_in_start, p_in_weight,
+                p_grad, p_out + i_first, p_out_start, p_out_weight, p_in_start, p_in_weight,
                 out_points, in_nodes, in_points, inner, stride, width, i_begin, i_end,
-                b_col, b_inside, b_lane, b_l, 4, SAMPLE_OUT, True, False, ADJACENT, SUB, LANES,
+                i_first, b_lane, b_near, b_inside, b_l, 4,
+                SAMPLE_OUT, True, False, ADJACENT, SUB, LANES,
             )  # fmt: skip
     else:
         adjoint_tile(
-            p_grad, p_tile, p_out_start, p_out_weight, p_in_start, p_in_weight,
+            p_grad, p_out + i_first, p_out_start, p_out_weight, p_in_start, p_in_weight,
             out_points, in_nodes, in_points, inner, stride, width, i_begin, i_end,
-            b_col, b_inside, b_lane, b_col, 4, SAMPLE_OUT, False, False, ADJACENT, SUB, LANES,
+            i_first, b_lane, b_near, b_inside, b_near, 4,
+            SAMPLE_OUT, False, False, ADJACENT, SUB, LANES,
         )  # fmt: skip
 
 
@@ -205,15 +232,18 @@ def gather_adjoint(
     grad: Tensor,
     out: Tensor,
     sizes: Geometry,
-    out_taps: tuple[Tensor, Tensor] | tuple[None, None],
-    in_taps: tuple[Tensor, Tensor] | tuple[None, None],
+    out_taps: SideTaps,
+    in_taps: SideTaps,
 ) -> Tensor:
     """Fill `out` with what the points of each axis that has taps (start, weight) give back to its nodes."""
+    if not grad.numel():
+        return out.zero_()
     if out.numel():
-        p = plan(sizes, sizes.out_nodes, sizes.node_columns, CONFIGS, out.device)
+        configs = CONFIGS[grad.element_size() if sizes.index is tl.int32 else 4]
+        p = plan(sizes, sizes.out_nodes, sizes.node_columns, configs, out.device)
         with guard(out):
             discretize_adjoint_kernel[p.grid](
-                grad, out, *out_taps, *in_taps, *sizes[1:], p.rows, p.blocks, p.tiles,
+                grad, out, *flat_taps(out_taps, in_taps), *sizes[1:], p.rows, p.blocks, p.tiles,
                 ADJACENT=sizes.adjacent_points, INDEX=p.index, **p.config.options,
             )  # fmt: skip
     return out
@@ -240,9 +270,16 @@ KERNELS = [
     KernelSpec(
         discretize_adjoint_kernel,
         {"p_grad": f"*{grad}", "p_out": f"*{out}", **OUT_TAPS, **IN_TAPS, **dict.fromkeys(SIZES, "i32")},
-        with_constants(CONFIGS, ADJACENT=(True, False), INDEX=(tl.int32,)),
-        f"{grad}-{out}",
+        with_constants(configs, ADJACENT=(True, False), INDEX=(index,)),
+        f"{grad}-{out}" + (" int64" if index is tl.int64 else ""),
         barrier_free_loops=True,
+        targets=targets,
     )
-    for grad, out in (("bf16", "fp32"), ("fp16", "fp32"), ("fp32", "fp32"), ("bf16", "bf16"))
+    for grad, out, configs, index, targets in (
+        ("bf16", "fp32", CONFIGS[2], tl.int32, ALL_TARGETS),
+        ("bf16", "fp32", CONFIGS[4], tl.int64, ONE_TARGET),
+        ("fp16", "fp32", CONFIGS[2], tl.int32, ONE_TARGET),
+        ("fp32", "fp32", CONFIGS[4], tl.int32, ONE_TARGET),
+        ("bf16", "bf16", CONFIGS[2], tl.int32, ONE_TARGET),
+    )
 ]

@@ -24,24 +24,35 @@ import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.discretize import IN_TAPS, OUT_TAPS
-from inn_kernels.gpu.launch import Config, KernelSpec, empty, guard, is_channels_last, with_constants
+from inn_kernels.gpu.launch import (
+    ALL_TARGETS,
+    ONE_TARGET,
+    Config,
+    KernelSpec,
+    empty,
+    guard,
+    is_channels_last,
+    with_constants,
+)
 from inn_kernels.gpu.tiles import (
     SIZES,
     Geometry,
+    SideTaps,
     columns,
     dense,
     dot_4,
+    flat_taps,
     gather_4,
     load_4,
     plan,
-    split_column,
+    split_columns,
     steps,
     weight_geometry,
 )
 
 CONFIGS = (
     Config("wide", {"SUB": 4, "LANES": 32}, num_warps=1, resident=16, max_registers=128),
-    Config("narrow", {"SUB": 1, "LANES": 32}, num_warps=1, resident=32, max_registers=64),
+    Config("narrow", {"SUB": 1, "LANES": 32}, num_warps=1, resident=28, max_registers=72),
 )
 """One warp a program: sums over columns need no barrier. Several columns a thread share the shuffles of a sum."""
 
@@ -95,12 +106,12 @@ def discretize_tap_gradient_kernel(
     width = outer.to(INDEX) * in_points * inner
     stride = outer.to(tl.int64) * in_nodes * inner
     p_nodes += i_batch * out_nodes * stride
-    b_col, b_inside, b_lane = columns(i_tile, width, SUB, LANES, INDEX)  # [SUB, LANES]
-    b_first = b_col  # [SUB, LANES] column of the first node
+    i_first, b_lane, b_near, b_inside = columns(i_tile, width, SUB, LANES, INDEX)  # scalar, [SUB, LANES] each
+    b_first = i_first + b_near  # [SUB, LANES] column of the first node
     b_c0, b_c1, b_c2, b_c3 = 1.0, 0.0, 0.0, 0.0
     step_1, step_2, step_3 = 0, 0, 0
     if SAMPLE_IN:
-        b_outer, b_l, b_inner = split_column(b_col, in_points, inner)  # [SUB, LANES]
+        b_outer, b_l, b_inner = split_columns(i_first, b_near, in_points, inner)  # [SUB, LANES]
         b_first = (b_outer * in_nodes + tl.load(p_in_start + b_l)) * inner + b_inner
         step_1, step_2, step_3 = steps(in_nodes, inner)
         if NEED_OUT:
@@ -111,7 +122,7 @@ def discretize_tap_gradient_kernel(
     b_d0, b_d1, b_d2, b_d3 = b_zero, b_zero, b_zero, b_zero  # d_in_weight
     i_begin = i_block * rows
     i_end = tl.minimum(i_begin + rows, out_points)
-    p_g = p_grad + (i_batch * out_points + i_begin) * width + i_tile.to(tl.int64) * (SUB * LANES)
+    p_g = p_grad + (i_batch * out_points + i_begin) * width + i_first
     p_sum = p_d_out
     if NEED_OUT:
         p_sum += ((i_batch * tiles + i_tile) * out_points + i_begin) * 4
@@ -173,7 +184,7 @@ def discretize_tap_gradient_kernel(
                 b_a1 = b_a2
                 b_a2 = b_a3
                 b_a3 = b_zero
-        p_line = p_d_in + ((i_batch * blocks + i_block) * width + i_tile.to(tl.int64) * (SUB * LANES)) * 4
+        p_line = p_d_in + ((i_batch * blocks + i_block) * width + i_first) * 4
         p_line += b_lane * 4  # [SUB, LANES]
         tl.store(p_line, b_d0, mask=b_inside)
         tl.store(p_line + 1, tl.where(in_nodes > 1, b_d1, 0.0), mask=b_inside)
@@ -185,8 +196,8 @@ def tap_gradient(
     nodes: Tensor,
     grad: Tensor,
     sizes: Geometry,
-    out_taps: tuple[Tensor, Tensor] | tuple[None, None],
-    in_taps: tuple[Tensor, Tensor] | tuple[None, None],
+    out_taps: SideTaps,
+    in_taps: SideTaps,
     need_out: bool,
     need_in: bool,
 ) -> tuple[Tensor, Tensor]:  # [out_points, 4] or [0, 4], [in_points, 4] or [0, 4]
@@ -201,7 +212,7 @@ def tap_gradient(
     d_in = empty([batch * p.blocks, outer, in_points, inner, 4], torch.float32, device) if need_in else None
     with guard(nodes):
         discretize_tap_gradient_kernel[p.grid](
-            nodes, grad, *out_taps, *in_taps, d_out, d_in, *sizes[1:], p.rows, p.blocks, p.tiles,
+            nodes, grad, *flat_taps(out_taps, in_taps), d_out, d_in, *sizes[1:], p.rows, p.blocks, p.tiles,
             ADJACENT=sizes.adjacent_nodes, INDEX=p.index, **p.config.options,
         )  # fmt: skip
     nothing = torch.empty(0, 4, dtype=torch.float32, device=device)
@@ -232,16 +243,17 @@ KERNELS = [
     KernelSpec(
         discretize_tap_gradient_kernel,
         {"p_nodes": f"*{nodes}", "p_grad": f"*{grad}", **OUT_TAPS, **IN_TAPS, **SUMS, **dict.fromkeys(SIZES, "i32")},
-        with_constants(CONFIGS, ADJACENT=(True, False), INDEX=(tl.int32,), **unneeded),
-        f"{nodes}-{grad}" + "".join(f" no {name[2:]}" for name in unneeded),
+        with_constants(CONFIGS, ADJACENT=(True, False), INDEX=(index,), **unneeded),
+        f"{nodes}-{grad}" + "".join(f" no {name[2:]}" for name in unneeded) + (" int64" if index is tl.int64 else ""),
         barrier_free_loops=True,
+        targets=targets,
     )
-    for nodes, grad, unneeded in (
-        ("fp32", "bf16", {}),
-        ("fp32", "bf16", {"p_d_out": (None,)}),
-        ("fp32", "bf16", {"p_d_in": (None,)}),
-        ("fp32", "fp16", {}),
-        ("fp32", "fp32", {}),
-        ("bf16", "bf16", {}),
+    for nodes, grad, unneeded, index, targets in (
+        ("fp32", "bf16", {}, tl.int32, ALL_TARGETS),
+        ("fp32", "bf16", {}, tl.int64, ONE_TARGET),
+        ("fp32", "bf16", {"p_d_out": (None,)}, tl.int32, ONE_TARGET),
+        ("fp32", "bf16", {"p_d_in": (None,)}, tl.int32, ONE_TARGET),
+        ("fp32", "fp32", {}, tl.int32, ONE_TARGET),
+        ("bf16", "bf16", {}, tl.int32, ONE_TARGET),
     )
 ]

@@ -17,6 +17,7 @@ waiting. The backward pass is each layer's own (`discretize_adjoint`), as its gr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +27,17 @@ from torch import Tensor
 
 from inn_kernels import reference
 from inn_kernels.gpu.discretize import sample_tile
-from inn_kernels.gpu.launch import TRITON_TYPE, Config, KernelSpec, empty, guard, is_channels_last, processors
+from inn_kernels.gpu.launch import (
+    ALL_TARGETS,
+    ONE_TARGET,
+    TRITON_TYPE,
+    Config,
+    KernelSpec,
+    empty,
+    guard,
+    is_channels_last,
+    processors,
+)
 from inn_kernels.gpu.tiles import MIN_ROWS, Geometry, dense, weight_geometry
 from inn_kernels.taps import Taps
 
@@ -180,8 +191,8 @@ def _layer(nodes: Tensor, taps: AxisTaps) -> tuple[Geometry, AxisTaps]:
     if nodes.dim() == 1:
         points = nodes.shape[0] if taps[0] is None else taps[0].points
         return Geometry(1, 1, 1, 1, nodes.shape[0], points, 1), (None, taps[0])
-    k, l = (size if side is None else side.points for size, side in zip(nodes.shape, taps))
-    return weight_geometry(nodes, nodes.shape[0], k, nodes.shape[1], l), taps
+    k, n = [size if side is None else side.points for size, side in zip(nodes.shape, taps)]
+    return weight_geometry(nodes, nodes.shape[0], k, nodes.shape[1], n), taps
 
 
 def _result(flat: Tensor, offset: int, nodes: Tensor, taps: AxisTaps) -> Tensor:
@@ -193,32 +204,50 @@ def _result(flat: Tensor, offset: int, nodes: Tensor, taps: AxisTaps) -> Tensor:
     return flat.new_empty(0).set_(flat.untyped_storage(), offset, shape, strides)
 
 
-_tables: dict[tuple, Tensor] = {}
-_captured: list[Tensor] = []  # host tables a CUDA graph copies from at every replay
+class _Table(NamedTuple):
+    """A table on the device, and when and where it gets there."""
+
+    data: Tensor
+    stream: torch.cuda.Stream
+    copied: torch.cuda.Event
+
+
+_tables: dict[tuple, _Table] = {}  # least recently used first
+_captured: list[Tensor] = []  # what CUDA graphs read at every replay
 _TABLES = 64
 
 
 def _on_device(layers: np.ndarray, programs: np.ndarray, device: torch.device) -> Tensor:
-    """The table and the tile list behind it, int64, on the device. It is a function of its own cache key."""
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    key = (layers.tobytes(), device, stream)
-    if key in _tables:
-        return _tables[key]
+    """The table and the tile list behind it, int64, on the device. Its key is its content, pointers included."""
+    if device.type != "cuda":
+        return _on_host(layers, programs)
+    stream = torch.cuda.current_stream(device)
+    capturing = torch.cuda.is_current_stream_capturing()
+    key = (layers.tobytes(), device)
+    table = _tables.pop(key, None)
+    if table is None:
+        host = _on_host(layers, programs).pin_memory()
+        table = _Table(host.to(device, non_blocking=True), stream, torch.cuda.Event())
+        if capturing:  # the copy is part of the graph: no cache entry, its content appears at a replay
+            _captured.extend((host, table.data))
+            return table.data
+        table.copied.record(stream)
+    elif capturing:  # a capture starts with a synchronized device
+        _captured.append(table.data)
+    elif stream != table.stream:
+        stream.wait_event(table.copied)
+        table.data.record_stream(stream)
+    _tables[key] = table
+    if len(_tables) > _TABLES:
+        _tables.pop(next(iter(_tables)))
+    return table.data
+
+
+def _on_host(layers: np.ndarray, programs: np.ndarray) -> Tensor:
     layer = np.repeat(np.arange(len(programs)), programs)
     within = np.arange(layer.size) - np.repeat(np.cumsum(programs) - programs, programs)
     tiles = np.stack([layer, within], 1).astype(np.int32)
-    data = torch.from_numpy(np.concatenate([layers.ravel(), tiles.ravel().view(np.int64)]))
-    if device.type != "cuda":
-        return data
-    host = data.pin_memory()
-    table = host.to(device, non_blocking=True)
-    if torch.cuda.is_current_stream_capturing():
-        _captured.append(host)
-        return table
-    while len(_tables) >= _TABLES:
-        _tables.pop(next(iter(_tables)))
-    _tables[key] = table
-    return table
+    return torch.from_numpy(np.concatenate([layers.ravel(), tiles.ravel().view(np.int64)]))
 
 
 KERNELS = [
@@ -228,6 +257,12 @@ KERNELS = [
         [CONFIG._replace(constants={**CONFIG.constants, "NODES": nodes})],
         f"{nodes.name}-{out}",
         barrier_free_loops=True,
+        targets=targets,
     )
-    for nodes, out in ((tl.float32, "bf16"), (tl.float32, "fp16"), (tl.float32, "fp32"), (tl.bfloat16, "bf16"))
+    for nodes, out, targets in (
+        (tl.float32, "bf16", ALL_TARGETS),
+        (tl.float32, "fp16", ONE_TARGET),
+        (tl.float32, "fp32", ONE_TARGET),
+        (tl.bfloat16, "bf16", ONE_TARGET),
+    )
 ]

@@ -5,18 +5,19 @@ A fused kernel never forms W_q = S_out nodes S_in^T. It multiplies by the nodes 
     prologue   x'[b, j] = sum_l x[b, l] S[l, j]          points -> nodes, on the operand of the tensor core
     epilogue   y[b, k]  = sum_t weight[k, t] y'[b, start[k] + t]      nodes -> points, on its accumulator
 
-S has four non-zeros a row, so node j hears the points of one contiguous range, first[j - 3] <= l < first[j + 1] where
-first[i] counts the points whose taps start before node i. The prologue is then a gather without masks or searches:
+S has four non-zeros a row and points are sorted, so node j hears the points of one contiguous range lo[j] <= l < hi[j].
+The prologue is then a gather without masks or searches:
 
     x'[b, j] = sum_{n < NT} coefficient[n, j] x[b, lo[j] + n]
 
-NT covers 4K/M + 1 points, the most a node hears on evenly spread points. Where points cluster, a node may hear more:
+NT covers 4K/M + 1 points, the most a node hears of evenly spread points. Where points cluster, a node may hear more:
 those nodes lie in [crowded[0], crowded[1]), and kernels add what the table left out in a second loop over that range
 alone, empty for uniform partitions. (A loop of varying length inside the main one would keep it from being pipelined.)
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -39,10 +40,21 @@ class AxisTable(NamedTuple):
 
     start: Tensor  # int32 [K]
     weight: Tensor  # float32 [K, 4]
-    first: Tensor  # int32 [M + 1]     points whose taps start before node i
-    lo: Tensor  # int32 [M']           first point of node j's NT; lo + NT <= max(K, NT)
+    first: Tensor  # int32 [M + 1]         points whose taps start before node i
+    lo: Tensor  # int32 [M']               first point of node j's NT; lo + NT <= max(K, NT)
+    hi: Tensor  # int32 [M']               after the last point node j hears
     coefficient: Tensor  # float32 [NT, M']
-    crowded: Tensor  # int32 [2]       nodes with points beyond lo + NT lie in this range
+    crowded: Tensor  # int32 [2]           nodes with hi > lo + NT lie in this range
+
+    @property
+    def points(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What an epilogue reads, which turns nodes into points."""
+        return self.start, self.weight, self.first
+
+    @property
+    def nodes(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What a prologue reads, which turns points into nodes."""
+        return self.start, self.weight, self.lo, self.hi, self.coefficient, self.crowded
 
     @property
     def contributors(self) -> int:
@@ -66,34 +78,61 @@ def axis_table(start: Tensor, weight: Tensor, nodes: int) -> AxisTable:
     """
     points, nt, device = start.shape[0], contributor_class(start.shape[0], nodes), start.device
     weight = weight.detach().float().contiguous()
-    node = torch.arange(-(-nodes // PAD) * PAD, device=device)  # [M']
     first = torch.searchsorted(start, torch.arange(nodes + 1, device=device, dtype=torch.int32), out_int32=True)
-    lo = first[(node - 3).clamp(0, nodes)].clamp(max=max(points - nt, 0))
-    hi = torch.where(node < nodes, first[(node + 1).clamp(max=nodes)], 0)
+    node = torch.arange(-(-nodes // PAD) * PAD, device=device)  # [M']
+    # Windows are pushed inside at the ends, where their outer weights are 0: points of weight 0 are not heard.
+    point = torch.arange(points, device=device)[:, None].expand(-1, 4)  # [K, 4]
+    touched = start.long()[:, None] + torch.arange(4, device=device)  # [K, 4]
+    touched = torch.where(weight != 0, touched, node.numel()).clamp(max=node.numel()).flatten()
+    lo, hi = (
+        torch.full([node.numel() + 1], empty, device=device).scatter_reduce(0, touched, ends.flatten(), how)[:-1]
+        for empty, ends, how in ((points, point, "amin"), (0, point + 1, "amax"))
+    )
+    lo = lo.clamp(max=max(points - nt, 0))
     point = lo + torch.arange(nt, device=device)[:, None]  # [NT, M']
     inside = point.clamp(max=points - 1)
     tap = node - start[inside]
     heard = (tap >= 0) & (tap < 4) & (point < points) & (node < nodes)
     coefficient = torch.where(heard, weight[inside, tap.clamp(0, 3)], 0.0)
     more = hi > lo + nt
-    crowded = torch.stack([torch.where(more, node, nodes).min(), torch.where(more, node + 1, 0).max()]).int()
-    return AxisTable(start, weight, first, lo.int(), coefficient, crowded)
+    crowded = torch.stack([torch.where(more, node, nodes).min(), torch.where(more, node + 1, 0).max()])
+    return AxisTable(start, weight, first, lo.int(), hi.int(), coefficient, crowded.int())
 
 
-_tables: dict[tuple, tuple[Tensor, Tensor, AxisTable]] = {}
+def stream_of(device: torch.device) -> tuple[int, bool]:
+    """The current stream of a device, and whether it is being captured into a CUDA graph."""
+    if device.type != "cuda":
+        return 0, False
+    with torch.cuda.device(device):
+        return torch.cuda.current_stream().cuda_stream, torch.cuda.is_current_stream_capturing()
+
+
+# By taps and then by stream: a table is only read on the stream that made it, so that none is read half made. Graphs
+# replay at any time: what they captured is kept for good.
+_tables: dict[tuple, dict[int, AxisTable]] = {}
+_captured: list[AxisTable] = []
 _TABLES_KEPT = 1024
 
 
 def cached_table(start: Tensor, weight: Tensor, nodes: int) -> AxisTable:
-    """`axis_table`, kept while the same two tensors come back unchanged, as those of fixed partitions do."""
+    """`axis_table`, made once while the same two tensors come back unchanged, as those of fixed partitions do."""
+    if weight.requires_grad or start.is_inference() or weight.is_inference():
+        return axis_table(start, weight, nodes)
+    stream, capturing = stream_of(start.device)
     key = (id(start), id(weight), start._version, weight._version, nodes)
-    found = _tables.pop(key, None)
-    if found is None:
-        found = (start, weight, axis_table(start, weight, nodes))  # the tensors stay alive with their key
-        while len(_tables) >= _TABLES_KEPT:
-            _tables.pop(next(iter(_tables)))
-    _tables[key] = found  # most recently used last
-    return found[2]
+    found = _tables.get(key, {})
+    table = next(iter(found.values()), None) if capturing else found.get(stream)
+    if table is None:
+        table = axis_table(start, weight, nodes)
+        if not capturing:
+            if key not in _tables:
+                while len(_tables) >= _TABLES_KEPT:
+                    _tables.pop(next(iter(_tables)))
+                weakref.finalize(weight, _tables.pop, key, None)  # `start` lives as long as its table
+            _tables.setdefault(key, {})[stream] = table
+    elif capturing:
+        _captured.append(table)
+    return table
 
 
 @triton.jit
@@ -108,18 +147,17 @@ def gather_table(p_rows, p_lo, p_coefficient, i_node, n_padded, NT: tl.constexpr
 
 
 @triton.jit
-def crowd(p_first, p_lo, i_node, n_nodes, NT: tl.constexpr):
+def crowd(p_lo, p_hi, i_node, NT: tl.constexpr):
     """The most points beyond NT that one of the nodes i_node [N] hears; 0 or less where none is crowded."""
-    b_hi = tl.load(p_first + i_node + 1, mask=i_node < n_nodes, other=0)  # [N]
-    return tl.max(b_hi - tl.load(p_lo + i_node), axis=0) - NT
+    return tl.max(tl.load(p_hi + i_node) - tl.load(p_lo + i_node), axis=0) - NT
 
 
 @triton.jit
-def gather_rest(b_sum, p_rows, p_start, p_weight, p_first, p_lo, i_node, n_nodes, n_more, NT: tl.constexpr):
+def gather_rest(b_sum, p_rows, p_start, p_weight, p_lo, p_hi, i_node, n_more, NT: tl.constexpr):
     """b_sum [R, N] and what `gather_table` leaves out: up to n_more = crowd(...) points a node."""
     for n in range(NT, NT + n_more):
         b_point = tl.load(p_lo + i_node) + n  # [N]
-        b_heard = b_point < tl.load(p_first + i_node + 1, mask=i_node < n_nodes, other=0)
+        b_heard = b_point < tl.load(p_hi + i_node)
         b_tap = i_node - tl.load(p_start + b_point, mask=b_heard, other=0)
         b_weight = tl.load(p_weight + 4 * b_point + b_tap, mask=b_heard, other=0.0)
         b_x = tl.load(p_rows + b_point[None, :], mask=b_heard[None, :], other=0.0)  # [R, N]
@@ -165,8 +203,7 @@ def workspace(device: torch.device, splits: int, tiles: int, tile_numel: int) ->
 
     A CUDA graph gets its own, zeroed in the graph: its replays may run beside the stream that captured it.
     """
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    stream, capturing = stream_of(device)
     partial, tickets = (splits * tiles * tile_numel, tiles) if splits > 1 else (0, 0)
     found = None if capturing else _workspaces.get((device, stream))
     if found is None or found.ticket.numel() < tickets or found.partial.numel() < partial:
@@ -180,13 +217,18 @@ def workspace(device: torch.device, splits: int, tiles: int, tile_numel: int) ->
 
 
 def split_count(tiles: int, steps: int, device: torch.device) -> int:
-    """How many programs share the `steps` of a tile: enough to give every SM two, each with at least two steps."""
+    """How many programs share the `steps` of a tile: enough to give every SM two, each with at least two steps.
+
+    One on AMD, whose barrier does not wait for the stores to device memory of other waves.
+    """
+    if torch.version.hip is not None:
+        return 1
     wanted = min(2 * processors(device) // max(tiles, 1), steps // 2)
     return triton.cdiv(steps, triton.cdiv(steps, wanted)) if wanted > 1 else 1
 
 
 def pad_points(x: Tensor, table: AxisTable) -> Tensor:
-    """x [B, L, ...], contiguous, with points of zeros up to NT where there are fewer: the table reads NT from `lo` on."""
+    """x [B, L, ...], contiguous, and with points of zeros up to NT where there are fewer: a table always reads NT."""
     missing = table.contributors - x.shape[1]
     return torch.nn.functional.pad(x, [0, 0] * (x.dim() - 2) + [0, missing]) if missing > 0 else x.contiguous()
 
@@ -208,17 +250,16 @@ def compute_dtype(dtype: torch.dtype) -> tl.dtype:
 
 
 ANY = 1 << 62
-"""No limit, in a table of configurations."""
+"""Any number of rows, in a table of configurations."""
 
-Table = Mapping[str, Sequence[tuple[int, int, Config]]]
-"""By kind of multiplication, (most rows, most nodes along an axis, configuration), smallest first."""
+Table = Mapping[str, Sequence[tuple[int, Config]]]
+"""By kind of multiplication, (most rows, configuration), fewest first."""
 
 
 def select(table: Table, x: Tensor, nodes: Tensor, rows: int) -> tuple[Config, dict[str, object]]:
-    """The first configuration that fits, and the compile-time arguments that follow from the tensors."""
+    """The first configuration for so many rows, and the compile-time arguments that follow from the tensors."""
     kind = fp32_precision() if x.dtype == torch.float32 else "half"
-    size = max(nodes.shape[:2])
-    config = next(config for most_rows, most, config in table[kind] if rows <= most_rows and size <= most)
+    config = next(config for most, config in table[kind] if rows <= most)
     return config, _flags(kind, compute_dtype(x.dtype), nodes.shape[1:].numel() % 16 == 0)
 
 
@@ -227,16 +268,21 @@ def _flags(kind: str, compute: tl.dtype, aligned: bool) -> dict[str, object]:
 
 
 def gemm_specs(
-    kernel: triton.JITFunction, table: Table, contributors: Sequence[str], sizes: Sequence[str], **fixed: object
+    kernel: triton.JITFunction,
+    table: Table,
+    contributors: Sequence[str],
+    sizes: Sequence[str],
+    label: str = "",
+    **fixed: object,
 ) -> list[KernelSpec]:
     """What the ahead-of-time harness compiles: every configuration of every dtype; for bfloat16 on float32 nodes, the
     usual pair, also every class of `contributors` and nodes whose rows are not multiples of 16."""
     pairs = {"half": [("bf16", "fp32"), ("fp16", "fp32"), ("bf16", "bf16")]}
     specs = []
-    for kind, (x, nodes) in [(kind, pair) for kind in table for pair in pairs.get(kind, [("fp32", "fp32")])]:
-        kinds = {"p_nodes": nodes, "p_bias": nodes, "p_d_nodes": nodes, "p_d_bias": nodes}
-        kinds |= {"p_x": x, "p_y": x, "p_dx": x, "p_dy": x}
-        signature = {name: "*" + kinds.get(name, _table_type(name)) for name in kernel.arg_names if name[:2] == "p_"}
+    for kind, (x, nodes) in [(k, pair) for k in table for pair in pairs.get(k, [("fp32", "fp32")])]:
+        types = {"p_nodes": nodes, "p_bias": nodes, "p_d_nodes": nodes, "p_d_bias": nodes}
+        types |= {"p_x": x, "p_y": x, "p_dx": x, "p_dy": x}
+        signature = {name: "*" + types.get(name, _table_type(name)) for name in kernel.arg_names if name[:2] == "p_"}
         classes = [(6, True)]
         if (x, nodes) == ("bf16", "fp32"):
             classes += [(nt, True) for nt in CONTRIBUTORS if nt != 6] + [(6, False)]
@@ -244,13 +290,13 @@ def gemm_specs(
         for nt, aligned in classes:
             flags = {**dict.fromkeys(contributors, nt), **_flags(kind, _DOT_TYPE[x], aligned), **fixed}
             name = f"-points{nt}" + ("" if aligned else "-unaligned")
-            configs += [c._replace(name=c.name + name, constants={**c.constants, **flags}) for *_, c in table[kind]]
+            configs += [c._replace(name=c.name + name, constants={**c.constants, **flags}) for _, c in table[kind]]
         specs.append(
             KernelSpec(
                 kernel,
                 signature | {name: "i32" for name in sizes if name in kernel.arg_names},
                 configs,
-                variant=f"{x}-{nodes}" if kind == "half" else kind,
+                variant=(f"{x}-{nodes}" if kind == "half" else kind) + label,
                 divisible=list(signature),
                 tensor_cores=kind != "ieee",
             )

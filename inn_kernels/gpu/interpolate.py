@@ -1,8 +1,9 @@
 """Interpolate and spread: one axis of any tensor sampled, or its adjoint, for activations and one-axis weights (Eq. 5).
 
-    interpolate   y[., k, .] = sum_{t<4} weight[k, t] x[., start[k] + t, .]                               y = S x
-    spread        x[., i, .] = sum over k with start[k] in [i - 3, i]  weight[k, i - start[k]] y[., k, .]     x = S^T y
-    gradients     of either in its tensor: the other; in the weights: d weight[k, t] = <dy[., k, .], x[., start[k] + t, .]>
+    interpolate   y = S x      y[., k, .] = sum_{t<4} weight[k, t] x[., start[k] + t, .]
+    spread        x = S^T y    x[., i, .] = sum over k with start[k] in [i - 3, i]  weight[k, i - start[k]] y[., k, .]
+    gradients     of either in its tensor: the other; of interpolate in the weights (of spread with x and y swapped):
+                  d weight[k, t] = <dy[., k, .], x[., start[k] + t, .]>
 
 These are `discretize`, its adjoint and its tap gradient with one axis discrete, and run the same kernels, compiled
 without the discrete axis's taps. A tensor [before, M, after] is seen in one of two ways:
@@ -24,7 +25,7 @@ from torch import Tensor
 from inn_kernels.gpu import discretize as discretize_file
 from inn_kernels.gpu import discretize_adjoint as adjoint_file
 from inn_kernels.gpu import discretize_tap_gradient as tap_file
-from inn_kernels.gpu.launch import empty, with_constants
+from inn_kernels.gpu.launch import ALL_TARGETS, ONE_TARGET, empty, with_constants
 from inn_kernels.gpu.tiles import Geometry
 
 LINE = 128
@@ -69,8 +70,8 @@ def interpolate_tap_gradient(
     """d weight[k, t] = <grad[k], x[start_k + t]> over all other dimensions."""
     sizes, by_row = _geometry(x, dim, x.shape[dim], start.shape[0])
     taps = (start, empty([start.shape[0], 4], torch.float32, x.device))  # its own weights are not in its gradient
-    both = (taps, NONE) if by_row else (NONE, taps)
-    sums = tap_file.tap_gradient(x.contiguous(), grad.contiguous(), sizes, *both, by_row, not by_row)
+    out_taps, in_taps = (taps, NONE) if by_row else (NONE, taps)
+    sums = tap_file.tap_gradient(x.contiguous(), grad.contiguous(), sizes, out_taps, in_taps, by_row, not by_row)
     return sums[0] if by_row else sums[1]
 
 
@@ -99,8 +100,12 @@ _ABSENT = {
 KERNELS = [
     replace(
         spec,
-        configs=with_constants(spec.configs, **{name: (None,) for name in absent if name in spec.signature}),
+        configs=with_constants(
+            [c for c in spec.configs if sampled == "columns" or c.constants["ADJACENT"]],  # rows are lines
+            **{name: (None,) for name in absent if name in spec.signature},
+        ),
         variant=f"{spec.variant} {sampled}",
+        targets=ALL_TARGETS if spec.variant == "bf16-bf16" else ONE_TARGET,
     )
     for operation in (discretize_file, adjoint_file, tap_file)
     for spec in operation.KERNELS

@@ -22,7 +22,7 @@ import functools
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +33,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 TRITON_TYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """Storage dtypes of the kernels, as Triton writes them in a signature."""
+
+
+ALL_TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+ONE_TARGET = ("sm_90",)
+"""Where the harness compiles a kernel: its main dtypes everywhere; others, which differ by a conversion, once."""
 
 
 class Config(NamedTuple):
@@ -64,7 +69,7 @@ class KernelSpec:
     divisible: Sequence[str] = ()  # arguments promised to be multiples of 16 (pointers: 16-byte aligned)
     barrier_free_loops: bool = False  # the harness checks that no loop holds a barrier
     tensor_cores: bool = False  # the harness checks that the kernel uses them
-    targets: Sequence[str] = field(default=("sm_80", "sm_90", "sm_100", "gfx942"))
+    targets: Sequence[str] = ALL_TARGETS
 
     @property
     def name(self) -> str:
@@ -77,16 +82,20 @@ def with_constants(configs: Sequence[Config], **choices: Sequence[Any]) -> list[
     made = []
     for values in itertools.product(*choices.values()):
         extra = dict(zip(choices, values))
-        suffix = "".join(f" {name}={value}" for (name, value), among in zip(extra.items(), choices.values()) if len(among) > 1)
+        suffix = "".join(f" {name}={value}" for name, value in extra.items() if len(choices[name]) > 1)
         made += [c._replace(name=c.name + suffix, constants={**c.constants, **extra}) for c in configs]
     return made
+
+
+allocate = torch.empty
+"""Makes every output and scratch tensor of the kernels; tests put one here that fills them with NaN."""
 
 
 def empty(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device, memory_format: torch.memory_format | None = None
 ) -> Tensor:
-    """Every output and scratch tensor of the kernels is allocated here (tests fill it with NaN)."""
-    return torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format or torch.contiguous_format)
+    """An output or scratch tensor of a kernel."""
+    return allocate(shape, dtype=dtype, device=device, memory_format=memory_format or torch.contiguous_format)
 
 
 def empty_like_layout(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -110,7 +119,7 @@ def guard(x: Tensor) -> contextlib.AbstractContextManager:
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of a device; few in the interpreter, so that small cases still use several programs."""
     if device.type != "cuda":

@@ -21,7 +21,6 @@ one tile share its steps and the last to arrive adds their partial sums in fixed
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -48,34 +47,33 @@ IN_ADVANCE = 56  # dx: 61 would do, 56 keeps every row of a tile aligned to 16 b
 
 
 def _config(rows: int, depth: int, stages: int, warps: int = 4, square: int | None = None) -> Config:
-    """BM rows of x a tile, BK nodes a step, pipeline stages, and for the backward pass T, the side of a d_nodes tile."""
-    constants = {"BM": rows, "BK": depth, "TILE": TILE, "PAD": PAD}
-    if square is None:
-        return Config(f"rows{rows}", {**constants, "ADVANCE": OUT_ADVANCE}, warps, stages)
-    return Config(f"rows{rows}-nodes{square}", {**constants, "ADVANCE": IN_ADVANCE, "BB": 16, "T": square}, warps, stages)
+    """BM rows of x a tile, BK nodes a step, pipeline stages; for the backward pass T, the side of a d_nodes tile."""
+    constants = {"BM": rows, "BK": depth, "TILE": TILE, "ADVANCE": OUT_ADVANCE, "PAD": PAD}
+    if square is not None:
+        constants |= {"ADVANCE": IN_ADVANCE, "BB": 16, "T": square}
+    return Config(f"rows{rows}" + ("" if square is None else f"-nodes{square}"), constants, warps, stages)
 
 
-# (most rows, most nodes along an axis, configuration) by kind of multiplication: `select` takes the first that fits.
-# Few rows are a matter of streaming nodes: BM 16 is the least a tensor core takes, steps of 32 nodes leave room for
-# four programs an SM (64 deep: three), and four stages keep 24 KB of nodes in flight in each. More rows share every
-# node they stream, up to BM 64 on eight warps; BM 128 spills. float32 operands are twice as wide, so they get three
-# stages. ieee multiplies on the ordinary cores, where a thread holds strips of both operands as deep as the step:
-# BK 16 and one or two stages, or registers spill. Compiled for sm_90; not yet swept on a device.
+# (most rows, configuration) by kind of multiplication; `select` takes the first that fits. Widths are random at every
+# step and choose nothing but NT. Few rows are a matter of streaming nodes: BM 16 is the least a tensor core takes, and
+# three stages of 64 nodes keep 32 KB in flight in each of the four programs an SM holds. More rows share every node they
+# stream, up to BM 64 on eight warps (BM 128 spills), with steps of 32 for registers. float32 operands are twice as
+# wide. ieee multiplies on the ordinary cores, where a thread holds strips of both operands as deep as the step: BK 16
+# and one or two stages, or registers spill. Compiled for sm_90; not yet swept on a device.
 FORWARD = {
-    "half": ((16, ANY, _config(16, 32, 4)), (32, ANY, _config(32, 32, 4)), (ANY, ANY, _config(64, 32, 4, 8))),
-    "tf32": ((16, ANY, _config(16, 32, 3)), (32, ANY, _config(32, 32, 3)), (ANY, ANY, _config(64, 32, 3, 8))),
-    "ieee": ((ANY, ANY, _config(16, 16, 2)),),
+    "half": ((16, _config(16, 64, 3)), (32, _config(32, 32, 4)), (ANY, _config(64, 32, 4, 8))),
+    "tf32": ((16, _config(16, 32, 3)), (32, _config(32, 32, 3)), (ANY, _config(64, 32, 3, 8))),
+    "ieee": ((ANY, _config(16, 16, 2)),),
 }
-# d_nodes in squares of 64: three programs an SM then have 48 KB to write in flight. In squares of 32, which need fewer
-# registers, while squares of 64 would be too few to fill the device.
+# d_nodes in squares of 64, so that the programs of an SM have 32 to 64 KB to write in flight; 16 rows of x a step.
 BACKWARD = {
     "half": (
-        (16, 1024, _config(16, 32, 4, square=32)),
-        (32, ANY, _config(32, 32, 4, square=64)),
-        (ANY, ANY, _config(64, 32, 4, square=64)),
+        (16, _config(16, 64, 3, square=64)),
+        (32, _config(32, 32, 4, square=64)),
+        (ANY, _config(64, 32, 4, 8, square=64)),
     ),
-    "tf32": ((16, ANY, _config(16, 64, 3, square=32)), (ANY, ANY, _config(32, 32, 3, square=32))),
-    "ieee": ((ANY, ANY, _config(16, 16, 1, square=32)),),
+    "tf32": ((16, _config(16, 32, 3, square=64)), (ANY, _config(32, 32, 3, 8, square=64))),
+    "ieee": ((ANY, _config(16, 16, 1, square=32)),),
 }
 
 
@@ -89,7 +87,7 @@ def linear_kernel(
     p_nodes,  # [M_out, M_in]
     p_bias,  # [M_out], or nodes again where HAS_BIAS is False
     p_out_start, p_out_weight, p_out_first,
-    p_start, p_weight, p_first, p_lo, p_coefficient, p_crowded,  # of the input axis
+    p_start, p_weight, p_lo, p_hi, p_coefficient, p_crowded,  # of the input axis
     p_partial, p_ticket,
     B, K, L, M_out, M_in, n_split,
     HAS_BIAS: tl.constexpr, ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
@@ -100,7 +98,7 @@ def linear_kernel(
     i_row = tl.program_id(0) % n_row
     i_split = tl.program_id(0) // n_row % n_split
     i_out = tl.program_id(0) // n_row // n_split
-    stride = M_in // 16 * 16 if ALIGNED else M_in
+    stride = M_in // 16 * 16 if ALIGNED else M_in  # tells the compiler that rows, and their ends, are aligned
     n_padded = tl.cdiv(M_in, PAD) * PAD
     n_share = tl.cdiv(tl.cdiv(M_in, BK), n_split) * BK
     j_begin = i_split * n_share
@@ -117,17 +115,17 @@ def linear_kernel(
     b_acc = tl.zeros([TILE, BM], tl.float32)  # y'
     for j0 in range(j_begin, j_end, BK):
         b_j = j0 + tl.arange(0, BK)  # [BK]
-        b_nodes = tl.load(p_tile + j0 + b_nodes_offset, mask=(b_j < M_in)[None, :], other=0.0)  # [TILE, BK]
+        b_nodes = tl.load(p_tile + j0 + b_nodes_offset, mask=(b_j < stride)[None, :], other=0.0)  # [TILE, BK]
         b_x = gather_table(p_rows, p_lo, p_coefficient, b_j, n_padded, NT)  # [BM, BK]
         b_x = b_x.to(p_x.dtype.element_ty).to(COMPUTE)
         b_acc = tl.dot(b_nodes.to(COMPUTE), tl.trans(b_x), b_acc, input_precision=PRECISION)
     crowded_begin = tl.maximum(tl.load(p_crowded) // BK * BK, j_begin)
     for j0 in range(crowded_begin, tl.minimum(tl.load(p_crowded + 1), j_end), BK):
         b_j = j0 + tl.arange(0, BK)
-        b_nodes = tl.load(p_tile + j0 + b_nodes_offset, mask=(b_j < M_in)[None, :], other=0.0)
-        n_more = crowd(p_first, p_lo, b_j, M_in, NT)
+        b_nodes = tl.load(p_tile + j0 + b_nodes_offset, mask=(b_j < stride)[None, :], other=0.0)
+        n_more = crowd(p_lo, p_hi, b_j, NT)
         b_x = tl.zeros([BM, BK], tl.float32)
-        b_x = gather_rest(b_x, p_rows, p_start, p_weight, p_first, p_lo, b_j, M_in, n_more, NT)
+        b_x = gather_rest(b_x, p_rows, p_start, p_weight, p_lo, p_hi, b_j, n_more, NT)
         b_x = b_x.to(p_x.dtype.element_ty).to(COMPUTE)
         b_acc = tl.dot(b_nodes.to(COMPUTE), tl.trans(b_x), b_acc, input_precision=PRECISION)
 
@@ -154,7 +152,7 @@ def linear_kernel(
 @triton.jit
 def _input_gradient_tile(
     i_program, p_dx, p_dy, p_nodes,
-    p_start, p_weight, p_first, p_lo, p_coefficient, p_crowded,  # of the output axis
+    p_start, p_weight, p_lo, p_hi, p_coefficient, p_crowded,  # of the output axis
     p_in_start, p_in_weight, p_in_first,
     p_partial, p_ticket,
     B, K, L, M_out, M_in, n_split,
@@ -166,7 +164,7 @@ def _input_gradient_tile(
     i_row = i_program % n_row
     i_split = i_program // n_row % n_split
     i_in = i_program // n_row // n_split
-    stride = M_in // 16 * 16 if ALIGNED else M_in
+    stride = M_in // 16 * 16 if ALIGNED else M_in  # tells the compiler that rows, and their ends, are aligned
     n_padded = tl.cdiv(M_out, PAD) * PAD
     n_share = tl.cdiv(tl.cdiv(M_out, BK), n_split) * BK
     i_begin = i_split * n_share
@@ -177,7 +175,7 @@ def _input_gradient_tile(
     p_rows = p_dy + b0 * K + (b_row * K)[:, None]  # [BM, 1]
     j0 = i_in * ADVANCE
     b_j = j0 + tl.arange(0, TILE)  # [TILE]
-    b_inside = (b_j < M_in)[None, :]
+    b_inside = (b_j < stride)[None, :]
 
     b_acc = tl.zeros([BM, TILE], tl.float32)  # g'
     for i0 in range(i_begin, i_end, BK):
@@ -192,9 +190,9 @@ def _input_gradient_tile(
         b_i = tl.minimum(tl.arange(0, BK), M_out - 1 - i0)
         p_tile = p_nodes + i0 * stride.to(tl.int64) + j0
         b_nodes = tl.load(p_tile + (b_i * stride)[:, None] + tl.arange(0, TILE)[None, :], mask=b_inside, other=0.0)
-        n_more = crowd(p_first, p_lo, i0 + tl.arange(0, BK), M_out, NT)
+        n_more = crowd(p_lo, p_hi, i0 + tl.arange(0, BK), NT)
         b_dy = tl.zeros([BM, BK], tl.float32)
-        b_dy = gather_rest(b_dy, p_rows, p_start, p_weight, p_first, p_lo, i0 + tl.arange(0, BK), M_out, n_more, NT)
+        b_dy = gather_rest(b_dy, p_rows, p_start, p_weight, p_lo, p_hi, i0 + tl.arange(0, BK), n_more, NT)
         b_dy = b_dy.to(p_dy.dtype.element_ty).to(COMPUTE)
         b_acc = tl.dot(b_dy, b_nodes.to(COMPUTE), b_acc, input_precision=PRECISION)
 
@@ -219,8 +217,8 @@ def _input_gradient_tile(
 @triton.jit
 def _node_gradient_tile(
     i_program, p_d_nodes, p_d_bias, p_dy, p_x,
-    p_out_start, p_out_weight, p_out_first, p_out_lo, p_out_coefficient, p_out_crowded,
-    p_in_start, p_in_weight, p_in_first, p_in_lo, p_in_coefficient, p_in_crowded,
+    p_out_start, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient,
+    p_in_start, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient,
     B, K, L, M_out, M_in, need_nodes, need_bias,
     COMPUTE: tl.constexpr, PRECISION: tl.constexpr, NT_OUT: tl.constexpr, NT_IN: tl.constexpr,
     BB: tl.constexpr, T: tl.constexpr, PAD: tl.constexpr,
@@ -233,22 +231,22 @@ def _node_gradient_tile(
     b_j = j0 + tl.arange(0, T)  # [T]
     n_out_padded = tl.cdiv(M_out, PAD) * PAD
     n_in_padded = tl.cdiv(M_in, PAD) * PAD
-    n_more_out = crowd(p_out_first, p_out_lo, b_i, M_out, NT_OUT)
-    n_more_in = crowd(p_in_first, p_in_lo, b_j, M_in, NT_IN)
+    n_more_out = crowd(p_out_lo, p_out_hi, b_i, NT_OUT)
+    n_more_in = crowd(p_in_lo, p_in_hi, b_j, NT_IN)
 
     b_acc = tl.zeros([T, T], tl.float32)
     b_bias = tl.zeros([BB, T], tl.float32)
-    for b0 in range(0, B, BB):
+    for b0 in tl.range(0, B, BB, disable_licm=True):  # tables are read again each step: in registers they would spill
         b_row = tl.minimum(tl.arange(0, BB), B - 1 - b0)  # [BB], the last row again beyond B, where dy' is set to 0
         p_dy_rows = p_dy + b0 * K.to(tl.int64) + (b_row * K)[:, None]  # [BB, 1]
         p_x_rows = p_x + b0 * L.to(tl.int64) + (b_row * L)[:, None]
         b_dy = gather_table(p_dy_rows, p_out_lo, p_out_coefficient, b_i, n_out_padded, NT_OUT)  # [BB, T]
-        b_dy = gather_rest(b_dy, p_dy_rows, p_out_start, p_out_weight, p_out_first, p_out_lo, b_i, M_out, n_more_out, NT_OUT)
+        b_dy = gather_rest(b_dy, p_dy_rows, p_out_start, p_out_weight, p_out_lo, p_out_hi, b_i, n_more_out, NT_OUT)
         b_dy = tl.where((b0 + tl.arange(0, BB) < B)[:, None], b_dy, 0.0)
         b_bias += b_dy
         b_dy = b_dy.to(p_dy.dtype.element_ty).to(COMPUTE)
         b_x = gather_table(p_x_rows, p_in_lo, p_in_coefficient, b_j, n_in_padded, NT_IN)  # [BB, T]
-        b_x = gather_rest(b_x, p_x_rows, p_in_start, p_in_weight, p_in_first, p_in_lo, b_j, M_in, n_more_in, NT_IN)
+        b_x = gather_rest(b_x, p_x_rows, p_in_start, p_in_weight, p_in_lo, p_in_hi, b_j, n_more_in, NT_IN)
         b_x = b_x.to(p_x.dtype.element_ty).to(COMPUTE)
         b_acc = tl.dot(tl.trans(b_dy), b_x, b_acc, input_precision=PRECISION)
 
@@ -263,8 +261,8 @@ def _node_gradient_tile(
 def linear_backward_kernel(
     p_dx, p_d_nodes, p_d_bias,  # [B, L], [M_out, M_in], [M_out]
     p_dy, p_x, p_nodes,
-    p_out_start, p_out_weight, p_out_first, p_out_lo, p_out_coefficient, p_out_crowded,
-    p_in_start, p_in_weight, p_in_first, p_in_lo, p_in_coefficient, p_in_crowded,
+    p_out_start, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient, p_out_crowded,
+    p_in_start, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient, p_in_first,
     p_partial, p_ticket,
     B, K, L, M_out, M_in, n_split, n_x, need_nodes, need_bias,
     ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, NT_OUT: tl.constexpr, NT_IN: tl.constexpr,
@@ -276,7 +274,7 @@ def linear_backward_kernel(
     if i_program < n_x:
         _input_gradient_tile(
             i_program, p_dx, p_dy, p_nodes,
-            p_out_start, p_out_weight, p_out_first, p_out_lo, p_out_coefficient, p_out_crowded,
+            p_out_start, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient, p_out_crowded,
             p_in_start, p_in_weight, p_in_first, p_partial, p_ticket,
             B, K, L, M_out, M_in, n_split,
             ALIGNED, COMPUTE, PRECISION, NT_OUT, BM, BK, TILE, ADVANCE, PAD,
@@ -284,8 +282,8 @@ def linear_backward_kernel(
     else:
         _node_gradient_tile(
             i_program - n_x, p_d_nodes, p_d_bias, p_dy, p_x,
-            p_out_start, p_out_weight, p_out_first, p_out_lo, p_out_coefficient, p_out_crowded,
-            p_in_start, p_in_weight, p_in_first, p_in_lo, p_in_coefficient, p_in_crowded,
+            p_out_start, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient,
+            p_in_start, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient,
             B, K, L, M_out, M_in, need_nodes, need_bias,
             COMPUTE, PRECISION, NT_OUT, NT_IN, BB, T, PAD,
         )  # fmt: skip
@@ -315,7 +313,7 @@ def linear(
     with guard(x):
         linear_kernel[(tiles * splits,)](
             y, x, nodes, nodes if bias is None else bias.contiguous(),
-            out_table.start, out_table.weight, out_table.first, *in_table, *space,
+            *out_table.points, *in_table.nodes, *space,
             rows, points, x.shape[1], out_nodes, in_nodes, splits,
             HAS_BIAS=bias is not None, NT=in_table.contributors, **flags, **config.options,
         )  # fmt: skip
@@ -352,8 +350,8 @@ def linear_backward(
         return dx[..., :width], d_nodes, d_bias
     with guard(x):
         linear_backward_kernel[(grid,)](
-            dx, d_nodes, d_bias, dy, x, nodes, *out_table, *in_table, *space,
-            rows, dy.shape[1], x.shape[1], out_nodes, in_nodes, splits, tiles * splits, need_nodes, need_bias,
+            dx, d_nodes, d_bias, dy, x, nodes, *out_table.nodes, *in_table.nodes[:5], in_table.first, *space,
+            rows, dy.shape[1], x.shape[1], out_nodes, in_nodes, splits, tiles * splits, int(need_nodes), int(need_bias),
             NT_OUT=out_table.contributors, NT_IN=in_table.contributors, **flags, **config.options,
         )  # fmt: skip
     return dx[..., :width].contiguous(), d_nodes, d_bias

@@ -36,22 +36,30 @@ MIN_ROWS = 8
 
 @triton.jit
 def columns(i_tile, width, SUB: tl.constexpr, LANES: tl.constexpr, INDEX: tl.constexpr):
-    """Of a tile: columns, clamped to the last; which of them exist; their offsets from the tile's first. [SUB, LANES]."""
+    """Of a tile: its first column; offsets from it, [SUB, LANES]; the same, clamped to the last column; which exist."""
+    i_first = i_tile.to(INDEX) * (SUB * LANES)
     b_lane = tl.arange(0, SUB)[:, None] * LANES + tl.arange(0, LANES)[None, :]  # [SUB, LANES]
-    b_col = i_tile.to(INDEX) * (SUB * LANES) + b_lane  # [SUB, LANES]
-    return tl.minimum(b_col, width - 1), b_col < width, b_lane
+    left = tl.minimum(width - i_first, SUB * LANES).to(tl.int32)
+    return i_first, b_lane, tl.minimum(b_lane, left - 1), b_lane < left
 
 
 @triton.jit
-def split_column(b_col, size, inner):
-    """Column of an [outer, size, inner] row -> (outer, position along size, inner). Blocks like b_col."""
-    b_line = b_col // inner
-    return b_line // size, b_line % size, b_col - b_line * inner
+def split_columns(i_first, b_near, size, inner):
+    """Columns of an [outer, size, inner] row -> (outer, position along size, inner), [SUB, LANES] each.
+
+    Only the first column is divided with its own width: column numbers may be int64, and a block of those would call
+    a division routine for each.
+    """
+    i_line = i_first // inner
+    i_outer = i_line // size
+    b_inner = (i_first - i_line * inner).to(tl.int32) + b_near
+    b_size = (i_line - i_outer * size).to(tl.int32) + b_inner // inner
+    return i_outer + b_size // size, b_size % size, b_inner % inner
 
 
 @triton.jit
 def steps(size, inner):
-    """Distances of the second, third and fourth element from the first of four; the last one again where fewer exist."""
+    """Distances of elements 1, 2, 3 from the first of four; the last one again where fewer exist."""
     return tl.minimum(size - 1, 1) * inner, tl.minimum(size - 1, 2) * inner, tl.minimum(size - 1, 3) * inner
 
 
@@ -105,6 +113,15 @@ def points_before(p_start, points, b_node):
     return b_count
 
 
+SideTaps = tuple[Tensor, Tensor] | tuple[None, None]
+"""Start [K] and weight [K, 4] of an axis, or Nones: the axis is discrete."""
+
+
+def flat_taps(*sides: SideTaps) -> list[Tensor | None]:
+    """Starts and weights of both axes as the kernels take them: contiguous."""
+    return [t if t is None else t.contiguous() for side in sides for t in side]
+
+
 class Geometry(NamedTuple):
     """Sizes of the two sides, in the order the kernels take them."""
 
@@ -115,6 +132,11 @@ class Geometry(NamedTuple):
     in_nodes: int
     in_points: int
     inner: int
+
+    @property
+    def index(self) -> tl.dtype:
+        """Of column numbers. Offsets of rows are int64 always."""
+        return tl.int32 if max(self.node_columns, self.point_columns) < 2**31 - 2**16 else tl.int64
 
     @property
     def adjacent_nodes(self) -> bool:
@@ -174,5 +196,4 @@ def plan(sizes: Geometry, length: int, width: int, configs: Sequence[Config], de
             break
     rows = max(MIN_ROWS, triton.cdiv(length, max(1, wave // (batch * tiles))))
     blocks = triton.cdiv(length, rows)
-    narrow = max(sizes.node_columns, sizes.point_columns) < 2**31 - 2**16
-    return Plan(config, rows, blocks, tiles, (batch * blocks * tiles,), tl.int32 if narrow else tl.int64)
+    return Plan(config, rows, blocks, tiles, (batch * blocks * tiles,), sizes.index)

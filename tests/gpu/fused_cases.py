@@ -1,24 +1,21 @@
-"""Cases, reference and tolerance of the fused kernels' tests: in Triton's interpreter here, unchanged on a GPU."""
+"""Cases, reference and tolerance of the fused kernels' tests: in Triton's interpreter here, unchanged on a GPU.
+
+The rule for tolerance and its floors are those of `sampler_cases`.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import NamedTuple
 
-import pytest
 import torch
+from sampler_cases import DEVICE, FLOOR
 from torch import Tensor
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+from inn_kernels import reference
+from inn_kernels.quadrature import weights
+from inn_kernels.taps import Taps, make_taps
 
-from inn_kernels import reference  # noqa: E402
-from inn_kernels.gpu.launch import INTERPRETED  # noqa: E402
-from inn_kernels.taps import Taps, make_taps  # noqa: E402
-
-pytest.importorskip("triton")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GOLDEN = os.path.join(os.path.dirname(os.path.dirname(__file__)), "golden")
 DTYPES = (
     (torch.float32, torch.float32),  # x, nodes
@@ -26,20 +23,6 @@ DTYPES = (
     (torch.float16, torch.float32),
     (torch.bfloat16, torch.bfloat16),
 )
-
-# err(kernel, float64) <= 2 err(eager in the same dtype, float64) + FLOOR, errors relative to the largest value. The
-# floor is a few roundings of float32, and half a unit in the last place of what is narrower. The interpreter truncates
-# where the device rounds to nearest, so bfloat16 gets a whole unit there.
-FLOOR = {torch.float32: 2.0**-21, torch.float16: 2.0**-12, torch.bfloat16: 2.0**-7 if INTERPRETED else 2.0**-9}
-
-
-@pytest.fixture(autouse=True)
-def nan_filled_outputs() -> Iterator[None]:
-    """Every tensor a launcher allocates starts as NaN; products of float32 are exact to float32."""
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 class Layer(NamedTuple):
@@ -72,8 +55,12 @@ def points(n: int, clustered: bool) -> Tensor:
 def taps_of(partition: Tensor, nodes: int, weighted: bool) -> Taps:
     """Taps as a layer has them: random quadrature weights on the input axis."""
     multiplier = torch.rand(partition.shape[0]) + 0.5 if weighted else None
-    taps = make_taps(partition, nodes, multiplier=multiplier, dtype=torch.float32)
-    return Taps(taps.start.to(DEVICE), taps.weight.to(DEVICE), nodes)
+    return on_device(make_taps(partition, nodes, multiplier=multiplier, dtype=torch.float32))
+
+
+def on_device(taps: Taps) -> Taps:
+    """Taps where the kernels run."""
+    return Taps(taps.start.to(DEVICE), taps.weight.to(DEVICE), taps.nodes)
 
 
 def error(value: Tensor, exact: Tensor) -> float:
@@ -113,3 +100,13 @@ def node_gradients(layer: Layer, d_weight: Tensor, d_bias: Tensor) -> tuple[Tens
     taps, dtype = (layer.taps64, torch.float64) if exact else (layer.taps, layer.nodes.dtype)
     d_nodes = reference.discretize_adjoint(d_weight, *taps, out_nodes, in_nodes, dtype)
     return d_nodes, reference.spread(d_bias.to(taps[1].dtype), *taps[:2], out_nodes, 0, dtype)
+
+
+def golden_layer(golden: dict[str, Tensor]) -> Layer:
+    """The layer of a golden file, in float32."""
+    out_nodes, in_nodes = golden["nodes"].shape[:2]
+    q = weights("trapezoid", golden["in_partition"]) * golden["scale"]
+    out = on_device(make_taps(golden["out_partition"], out_nodes, dtype=torch.float32))
+    in_ = on_device(make_taps(golden["in_partition"], in_nodes, multiplier=q, dtype=torch.float32))
+    x, nodes, bias = (golden[key].float().to(DEVICE) for key in ("x", "nodes", "bias"))
+    return Layer(x, nodes, bias, out, in_)

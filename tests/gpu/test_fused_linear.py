@@ -7,15 +7,26 @@ import os
 import numpy as np
 import pytest
 import torch
-from fused_cases import DEVICE, DTYPES, FLOOR, GOLDEN, Layer, check, error, nan_filled_outputs, node_gradients, points
-from fused_cases import sampled_bias, taps_of, weight
+from fused_cases import (
+    DTYPES,
+    GOLDEN,
+    Layer,
+    check,
+    error,
+    golden_layer,
+    node_gradients,
+    points,
+    sampled_bias,
+    taps_of,
+    weight,
+)
+from sampler_cases import DEVICE, FLOOR
+from torch import Tensor
+
 from inn_kernels.gpu import gemm_axis
 from inn_kernels.gpu.launch import INTERPRETED
 from inn_kernels.gpu.linear import linear, linear_backward
-from inn_kernels.taps import Taps, make_taps
-from torch import Tensor
-
-__all__ = ["nan_filled_outputs"]
+from inn_kernels.taps import taps_for
 
 # name: B, K, L, M_out, M_in, clustered
 CASES = {
@@ -25,7 +36,8 @@ CASES = {
     "many rows": (37, 16, 16, 16, 16, False),
     "more points than nodes": (2, 47, 61, 3, 7, False),
     "fewer points than nodes": (2, 3, 2, 131, 67, False),
-    "shared tiles": (3, 40, 64, 48, 176, False),
+    "shared tiles": (3, 40, 64, 48, 320, False),
+    "shared tiles of dx": (3, 64, 24, 272, 24, False),
     "clustered": (4, 59, 83, 61, 64, True),
 }
 
@@ -36,7 +48,8 @@ def make(
     nodes_dtype: torch.dtype = torch.float32,
     bias: bool = True,
 ) -> tuple[Layer, Tensor]:
-    """A layer and dy."""
+    """A layer and dy, always the same."""
+    torch.manual_seed(0)
     b, k, n, m_out, m_in, clustered = CASES[name]
     out, in_ = taps_of(points(k, clustered), m_out, False), taps_of(points(n, clustered), m_in, True)
     nodes, biases = torch.randn(m_out, m_in).to(DEVICE, nodes_dtype), torch.randn(m_out).to(DEVICE, nodes_dtype)
@@ -94,7 +107,7 @@ def test_no_rows() -> None:
     assert not found["d_nodes"].any() and not found["d_bias"].any()
 
 
-@pytest.mark.parametrize("name", ["shared tiles", "clustered"])
+@pytest.mark.parametrize("name", ["shared tiles", "shared tiles of dx", "clustered"])
 def test_repeatable_and_layout_does_not_matter(name: str) -> None:
     layer, dy = make(name)
     first = fused(layer, dy)
@@ -104,11 +117,11 @@ def test_repeatable_and_layout_does_not_matter(name: str) -> None:
 
 
 def test_programs_share_a_tile() -> None:
-    """The case above does take the path where several programs add up one tile, and its tickets return to zero."""
-    layer, dy = make("shared tiles")
+    """A case above does take the path where several programs add up one tile, and its tickets return to zero."""
+    layer, _ = make("shared tiles")
     linear(layer.x, layer.nodes, layer.bias, *layer.taps)
     if INTERPRETED:
-        assert gemm_axis.split_count(1, 176 // 16, layer.x.device) > 1
+        assert gemm_axis.split_count(1, 320 // 16, layer.x.device) > 1
     assert all(not space.ticket.any() for space in gemm_axis._workspaces.values())
 
 
@@ -117,6 +130,17 @@ def test_rows_do_not_see_each_other() -> None:
     layer.x[1, 5], dy[2, 7] = float("inf"), float("nan")
     found = fused(layer, dy)
     assert torch.isfinite(found["y"][[0, 2, 3]]).all() and torch.isfinite(found["dx"][[0, 1, 3]]).all()
+
+
+@pytest.mark.parametrize("quadrature", ["trapezoid", "midpoint"])
+@pytest.mark.parametrize("nodes", [16, 67, 256, 1024])
+def test_uniform_points_are_never_crowded(nodes: int, quadrature: str) -> None:
+    """Up to 2.75 points a node the tables hold all there is, so that the second loop of the kernels is empty."""
+    for share in (0.05, 0.25, 0.3, 0.5, 0.6, 0.75, 0.8, 0.9, 1, 1.2, 1.25, 1.3, 1.5, 1.75, 2, 2.5, 2.75):
+        for partition in (max(int(share * nodes), 2), torch.linspace(0, 1, max(int(share * nodes), 2))):
+            table = gemm_axis.axis_table(*taps_for(partition, nodes, quadrature=quadrature)[:2], nodes)
+            begin, end = table.crowded.tolist()
+            assert begin >= end, (share, table.contributors, int((table.hi - table.lo).max()))
 
 
 @pytest.mark.parametrize("name", ["linear_uniform", "linear_nonuniform", "linear_upsample"])
@@ -130,19 +154,6 @@ def test_golden(name: str) -> None:
     found = fused(layer, golden["grad_y"].float().to(DEVICE))
     for what, key in (("y", "y"), ("dx", "grad_x"), ("d_nodes", "grad_nodes"), ("d_bias", "grad_bias")):
         assert error(found[what].cpu(), golden[key]) <= 8 * FLOOR[torch.float32], what
-
-
-def golden_layer(golden: dict[str, Tensor]) -> Layer:
-    """The layer of a golden file, in float32."""
-    from inn_kernels.quadrature import weights
-
-    out_nodes, in_nodes = golden["nodes"].shape[:2]
-    q = weights("trapezoid", golden["in_partition"]) * golden["scale"]
-    out = make_taps(golden["out_partition"], out_nodes, dtype=torch.float32)
-    in_ = make_taps(golden["in_partition"], in_nodes, multiplier=q, dtype=torch.float32)
-    move = lambda taps: Taps(taps.start.to(DEVICE), taps.weight.to(DEVICE), taps.nodes)  # noqa: E731
-    x, nodes, bias = (golden[key].float().to(DEVICE) for key in ("x", "nodes", "bias"))
-    return Layer(x, nodes, bias, move(out), move(in_))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="needs 5 GB and a GPU")

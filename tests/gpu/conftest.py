@@ -1,0 +1,24 @@
+"""Kernels run in Triton's interpreter on CPU tensors where there is no GPU; the tests are the same on one."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before a kernel file is imported
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture(autouse=True)
+def nan_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every output and scratch tensor of a kernel starts as NaN, so that an element left unwritten shows."""
+    from inn_kernels.gpu import launch
+
+    def full(shape: list[int], **options: object) -> torch.Tensor:
+        return torch.empty(shape, **options).fill_(float("nan"))  # type: ignore[call-overload]
+
+    monkeypatch.setattr(launch, "allocate", full)

@@ -1,0 +1,108 @@
+"""Without a GPU: samplers compile for every target within the rules, widths share variants, operators exist."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from inn_kernels import gpu, ops
+from inn_kernels.gpu import launch
+
+HERE = Path(__file__).parent
+MODULES = ("discretize", "discretize_adjoint", "discretize_tap_gradient", "interpolate", "foreach")
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python as a user without the interpreter would."""
+    variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    variables["PYTHONPATH"] = os.pathsep.join(sys.path)
+    return subprocess.run([sys.executable, *arguments], env=variables | environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def resources(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """The table of the ahead-of-time harness; its own rules hold."""
+    path = tmp_path_factory.mktemp("resources") / "resources.csv"
+    modules = [f"--module={name}" for name in MODULES]
+    done = run("-m", "inn_kernels.gpu.compile", "--check", "--csv", str(path), *modules)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_kernel_on_every_target(resources: list[dict[str, str]]) -> None:
+    columns = ["kernel", "config", "target", "registers", "shared_bytes", "spill_bytes", "occupancy", "tensor_core"]
+    assert list(resources[0]) == columns
+    kernels = {row["kernel"] for row in resources}
+    assert kernels == {"discretize", "discretize_adjoint", "discretize_tap_gradient", "discretize_foreach"}
+    for kernel in kernels:
+        assert {row["target"] for row in resources if row["kernel"] == kernel} == set(launch.ALL_TARGETS)
+
+
+def test_no_spills_on_sm_90(resources: list[dict[str, str]]) -> None:
+    assert all(row["spill_bytes"] == "0" for row in resources if row["target"] == "sm_90")
+
+
+def test_random_widths_share_variants() -> None:
+    """50 random widths compile each kernel once a size class (wide and narrow) and use, and foreach once in all."""
+    done = run(str(HERE / "count_variants.py"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "discretize_kernel": 4,  # a weight, an activation
+        "discretize_adjoint_kernel": 4,
+        "discretize_tap_gradient_kernel": 2,
+        "discretize_foreach_kernel": 1,
+    }
+
+
+def test_registered() -> None:
+    for name in ops.NAMES:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"inn_kernels::{name}", "CUDA")
+
+
+def test_import_is_cheap() -> None:
+    code = "import sys, inn_kernels; assert 'triton' not in sys.modules; assert inn_kernels.gpu.missing is None"
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_without_triton() -> None:
+    code = (
+        "import importlib.util as u, torch; found = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'triton' else found(name, *rest)\n"
+        "import inn_kernels; assert 'not installed' in inn_kernels.gpu.missing\n"
+        "assert 'not installed' in inn_kernels.gpu.refusal(torch.device('cuda'), torch.float32)"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_refusals() -> None:
+    assert "on cpu" in gpu.refusal(torch.device("cpu"), torch.float32)
+    assert "float64" in gpu.refusal(torch.device("cuda"), torch.float64)
+    assert gpu.refusal(torch.device("cuda"), torch.bfloat16) is None
+
+
+def test_float64_runs_as_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registered function leaves what the kernels cannot store to plain PyTorch, and takes the rest."""
+    called = []
+    monkeypatch.setattr(gpu, "launcher", lambda name: lambda *arguments: called.append(name))
+    start, x = torch.zeros(3, dtype=torch.int32), torch.ones(2, 4, dtype=torch.float64)
+    run_op = gpu._implementation("interpolate")
+    y = run_op(x, start, torch.ones(3, 4, dtype=torch.float64), 1, torch.float64)
+    assert torch.equal(y, torch.full((2, 3), 4.0, dtype=torch.float64)) and not called
+    run_op(x.float(), start, torch.ones(3, 4), 1, torch.bfloat16)
+    assert called == ["interpolate"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CPU tensors")
+def test_cpu_tensors_are_refused_outside_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    with pytest.raises(RuntimeError, match="run on a GPU"):
+        launch.guard(torch.empty(1))
