@@ -4,6 +4,7 @@
     discretize_adjoint       its adjoint: the gradient of the nodes
     discretize_tap_gradient  the gradients of both axes' tap weights
     interpolate              one axis sampled, its adjoint, and the gradient of its weights
+    linear, conv             the fused dataflow: sampling inside the matrix product, one launch forward
     foreach                  every layer of a network discretized by one launch
     tiles, launch            what these share: columns and rows of programs; configurations, allocation, device guard
     compile                  ahead-of-time harness: compiles every kernel for each target, with no GPU
@@ -38,6 +39,11 @@ _FILES = {
     "interpolate": "interpolate",
     "spread": "interpolate",
     "interpolate_tap_gradient": "interpolate",
+    "linear": "linear",
+    "linear_backward": "linear",
+    "conv": "conv",
+    "conv_input_gradient": "conv",
+    "conv_node_gradient": "conv",
 }
 
 

@@ -1,0 +1,120 @@
+"""The dataflow `fused` through operators and autograd, against `materialize`: values and gradients, first and second."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import integral_nn as inn
+from inn_kernels import gpu, ops
+from inn_kernels.gpu.launch import INTERPRETED
+from inn_kernels.taps import taps_for
+from integral_nn import fused
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+FUSED = ("linear", "linear_backward", "conv", "conv_input_gradient", "conv_node_gradient")
+
+
+@pytest.fixture(autouse=True)
+def kernels_behind_the_operators():
+    """In the interpreter, the Triton launchers stand in for the CPU implementation of the fused operators."""
+    if not INTERPRETED:
+        yield
+        return
+    library = torch.library.Library("inn_kernels", "IMPL")
+    for name in FUSED:
+        library.impl(name, gpu._implementation(name), "CPU")
+    yield
+    library._destroy()
+
+
+LAYERS = {
+    "linear": ((5, 11), (17, 15), lambda *a: fused.linear(*a), inn.integral_linear, {}),
+    "linear, leading dimensions": ((2, 3, 11), (17, 15), lambda *a: fused.linear(*a), inn.integral_linear, {}),
+    "conv1d": (
+        (2, 11, 9),
+        (17, 15, 3),
+        lambda *a: fused.conv(*a, ([2], [1], [1])),
+        inn.integral_conv1d,
+        {"stride": 2, "padding": 1},
+    ),
+    "conv2d, unbatched": (
+        (11, 6, 5),
+        (17, 15, 3, 2),
+        lambda *a: fused.conv(*a, ([2, 1], [1, 0], [1, 2])),
+        inn.integral_conv2d,
+        {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)},
+    ),
+}
+
+
+def arguments(x_shape, node_shape):
+    torch.manual_seed(0)
+    shapes = (x_shape, node_shape, node_shape[:1])
+    return [torch.randn(shape, device=DEVICE).requires_grad_() for shape in shapes]
+
+
+def taps():
+    out_taps = taps_for(13, 17, device=DEVICE)
+    return out_taps, taps_for(11, 15, weighted=True, device=DEVICE)
+
+
+def close(got, wanted):
+    return (got - wanted).norm() <= 1e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_values_and_gradients(name):
+    x_shape, node_shape, ours, plain, window = LAYERS[name]
+    inputs = arguments(x_shape, node_shape)
+    y = ours(*inputs, *taps())
+    wanted = plain(*inputs, 13, 11, dataflow="materialize", **window)
+    assert y.shape == wanted.shape and close(y, wanted)
+    grad = torch.randn_like(wanted)
+    for got, true in zip(torch.autograd.grad(y, inputs, grad), torch.autograd.grad(wanted, inputs, grad)):
+        assert close(got, true)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_second_derivatives_and_partitions(name):
+    x_shape, node_shape, ours, plain, window = LAYERS[name]
+    inputs = arguments(x_shape, node_shape)
+    (out_start, out_weight, m), (in_start, in_weight, n) = taps()
+    weights = [out_weight.clone().requires_grad_(), in_weight.clone().requires_grad_()]
+    y = ours(*inputs, taps()[0]._replace(weight=weights[0]), taps()[1]._replace(weight=weights[1]))
+    first = torch.autograd.grad(y.square().sum(), [*inputs, *weights], create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first[:3]), inputs)
+    wanted = plain(*inputs, 13, 11, dataflow="materialize", **window)
+    true = torch.autograd.grad(wanted.square().sum(), inputs, create_graph=True)
+    for got, want in zip(first, true):
+        assert close(got, want)
+    for got, want in zip(second, torch.autograd.grad(sum(g.square().sum() for g in true), inputs)):
+        assert (got - want).norm() <= 1e-5 * want.norm()
+    assert first[3].shape == out_weight.shape and first[4].shape == in_weight.shape
+    # y is linear in each side's tap weights: Euler's identity ties their gradients to the value.
+    for gradient, weight in zip(first[3:], weights):
+        assert torch.allclose((gradient * weight).sum(), 2 * _without_bias(y, inputs, gradient, name, weights), rtol=1e-4)
+
+
+def _without_bias(y, inputs, gradient, name, weights):
+    """<y, the part of y that is linear in one side's weights>: all of it for the output's, all but the bias' for x's."""
+    if gradient.shape == weights[0].shape:
+        return y.square().sum()
+    x, nodes, bias = inputs
+    ours = LAYERS[name][2]
+    part = ours(x, nodes, torch.zeros_like(bias), *(t._replace(weight=w) for t, w in zip(taps(), weights)))
+    return (y * part).sum()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the public functions take the fused kernels on a GPU only")
+def test_public_function_and_auto():
+    x, nodes, bias = arguments((5, 11), (17, 15))
+    wanted = inn.integral_linear(x, nodes, bias, 13, 11, dataflow="materialize")
+    for dataflow in ("fused", "auto"):
+        assert close(inn.integral_linear(x, nodes, bias, 13, 11, dataflow=dataflow), wanted)
+
+
+def test_a_layer_without_fused_kernels_says_why():
+    with pytest.raises(RuntimeError, match="dataflow 'fused' cannot run this layer: its kernels .* do not take"):
+        inn.integral_linear(torch.randn(3, 4), torch.randn(5, 6), None, 5, 4, dataflow="fused", backend="reference")
+    assert set(FUSED) <= set(ops.NAMES)
