@@ -7,7 +7,7 @@
                  backward   gemm(B, W) for dx and for dW, W -> N gathered
     factored     forward    x spread from L to M_in, gemm(B, N), y' interpolated from M_out to K
                  backward   the same two passes and gemm(B, N) twice
-    fused        forward    one launch: 2 B N operations, nodes and activations moved once
+    fused        forward    one launch: 2 B N operations, activations moved once, nodes once for each 64 rows
                  backward   one launch (a convolution: two): 4 B N operations, nodes read and their gradient written
 
 A GEMM of few rows does not reach the machine's rate: `rows_half` is the number of rows at which it reaches half of it.
@@ -57,9 +57,12 @@ GPU = Machine(
     gemm_bandwidth=2.4e12,
     convolution_rate=450e12,
     launch=4e-6,
-    fused_rate=200e12,
+    fused_rate=120e12,
     fused_bandwidth=2.2e12,
 )
+
+
+_FUSED_ROWS = 64  # rows of x in a tile of the fused kernels, at most
 
 
 class Shape(NamedTuple):
@@ -92,6 +95,16 @@ def estimate(shape: Shape, machine: Machine, fusable: bool = False) -> dict[str,
     return costs | {"fused": _fused(shape, machine)} if fusable else costs
 
 
+def dense(s: Shape, machine: Machine) -> Cost:
+    """The ordinary layer of the discretized size, with autocast's cast of its weight where dtypes differ."""
+    weights = s.out_points * s.in_points * s.offsets
+    parts = [(3 if s.training else 1, _gemm(s, weights, s.in_points, s.out_points, machine))]
+    if s.node_bytes != s.value_bytes:
+        moved = weights * (s.node_bytes + s.value_bytes)
+        parts.append((2 if s.training else 1, Cost(moved, 0, 1, moved / machine.sampler_bandwidth + machine.launch)))
+    return _total(*parts)
+
+
 def _materialize(s: Shape, machine: Machine) -> Cost:
     weights = s.out_points * s.in_points * s.offsets
     passes = 2 if s.training else 1
@@ -117,7 +130,8 @@ def _fused(s: Shape, machine: Machine) -> Cost:
     nodes = s.out_nodes * s.in_nodes * s.offsets
 
     def launches(count: int, products: int, node_passes: int, activations: int) -> Cost:
-        moved = node_passes * nodes * s.node_bytes + activations * s.rows * s.value_bytes
+        tiles = max(-(-s.rows // _FUSED_ROWS), 1)  # each tile of rows streams the nodes again
+        moved = node_passes * tiles * nodes * s.node_bytes + activations * s.rows * s.value_bytes
         flops = products * 2 * s.rows * nodes
         seconds = max(flops / machine.fused_rate, moved / machine.fused_bandwidth) + count * machine.launch
         return Cost(moved, flops, count, seconds)

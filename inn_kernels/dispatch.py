@@ -138,6 +138,23 @@ def explain(shape: Shape, device: str = "cpu") -> str:
     return "\n".join(lines)
 
 
+def table(device: str = "cuda", value_bytes: int = 2) -> str:
+    """The model's training steps over the dense layer's, float32 nodes under autocast, as a Markdown table."""
+    all_rows = (1, 16, 128, 1024, 8192)
+    lines = ["| nodes | points | " + " | ".join(f"B = {rows}" for rows in all_rows) + " |", "|---" * 7 + "|"]
+    for nodes in (256, 512, 1024, 2048, 4096, 8192):
+        for share in (0.5, 0.75, 1.0):
+            points, cells = round(share * nodes), []
+            for rows in all_rows:
+                shape = Shape(rows, points, points, nodes, nodes, value_bytes=value_bytes)
+                costs = cost.estimate(shape, cost.GPU if device == "cuda" else cost.CPU, fusable=device == "cuda")
+                best = min(costs, key=lambda name: costs[name].seconds)
+                base = cost.dense(shape, cost.GPU if device == "cuda" else cost.CPU)
+                cells.append(f"{costs[best].seconds / base.seconds:.2f} {best}")
+            lines.append(f"| {nodes} | {points} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def calibrate() -> Machine:
     """Measure the constants of this machine's CPU in a few seconds, at PyTorch's current number of threads."""
     size, points, many = 2048, 1536, 1024
@@ -184,6 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("calibrate", help="measure this machine and keep its constants")
+    commands.add_parser("table", help="the model's GPU training steps over the dense layer's, in Markdown")
     explaining = commands.add_parser("explain", help="print the estimate of each dataflow")
     explaining.add_argument("--rows", type=int, required=True, help="batch, times output positions of a convolution")
     explaining.add_argument("--points", type=int, required=True, help="points on both sides")
@@ -195,6 +213,9 @@ def main() -> None:
     if options.command == "calibrate":
         measured = calibrate()
         print(measured, cost.save_machine("cpu", measured), sep="\n")
+        return
+    if options.command == "table":
+        print(table())
         return
     points, nodes, offsets = options.points, options.nodes, options.offsets
     shape = Shape(

@@ -1,6 +1,7 @@
 """Backends explain themselves; the cost model counts what its formulas say and picks the cheapest dataflow."""
 
 import itertools
+import pathlib
 
 import pytest
 import torch
@@ -65,12 +66,30 @@ def test_explain_marks_the_cheapest(s):
     assert all(f"{1e3 * work.seconds:.3f} ms" in text for work in costs.values())
 
 
+def test_fused_counts_one_launch_each_way():
+    s = SHAPES[5]
+    s = s._replace(convolution=False, offsets=1, training=False)
+    n = s.out_nodes * s.in_nodes
+    machine = dispatch.cost.GPU
+    got = cost.estimate(s, machine, fusable=True)["fused"]
+    moved = n * s.node_bytes + s.rows * (s.in_points + s.out_points) * s.value_bytes
+    assert (got.bytes, got.flops, got.launches) == (moved, 2 * s.rows * n, 1)
+    step = cost.estimate(s._replace(training=True), machine, fusable=True)["fused"]
+    assert (step.flops, step.launches) == (3 * got.flops, 2)
+    assert "fused" not in cost.estimate(s, machine)
+
+
+def test_the_documented_table_is_the_models():
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "gpu.md").read_text()
+    assert dispatch.table() in page
+
+
 def test_auto_is_the_cheapest_dataflow_bit_for_bit(monkeypatch):
     x, nodes = torch.randn(3, 12), torch.randn(16, 16)
-    monkeypatch.setattr(dispatch, "_cheapest", lambda shape, device: "factored")
+    monkeypatch.setattr(dispatch, "_cheapest", lambda shape, device, fusable: "factored")
     auto = inn.integral_linear(x, nodes, None, 12, 12)
     assert torch.equal(auto, inn.integral_linear(x, nodes, None, 12, 12, dataflow="factored"))
-    monkeypatch.setattr(dispatch, "_cheapest", lambda shape, device: "materialize")
+    monkeypatch.setattr(dispatch, "_cheapest", lambda shape, device, fusable: "materialize")
     auto = inn.integral_linear(x, nodes, None, 12, 12)
     assert torch.equal(auto, inn.integral_linear(x, nodes, None, 12, 12, dataflow="materialize"))
 
