@@ -114,7 +114,10 @@ ColumnTable<Accumulator>::ColumnTable(const Band<Accumulator>& band, int64_t str
     here.base = high < 0 ? 0 : low;
     here.min_taps = *std::min_element(lane_count, lane_count + width);  // 0 in a partial block: the rest is masked
     here.max_taps = *std::max_element(lane_count, lane_count + width);
-    here.taps = here.max_taps > 4 ? TapCount::kAny : here.min_taps == 4 ? TapCount::kFour : TapCount::kUpToFour;
+    here.taps = here.max_taps > 4                          ? TapCount::kAny
+                : here.min_taps == 4                       ? TapCount::kFour
+                : here.min_taps == 3 && here.max_taps == 3 ? TapCount::kThree
+                                                           : TapCount::kUpToFour;
     here.access = choose_access(high < 0 ? 1 : high - low + 1, here.max_taps, stride, kernels);
     here.weight = int64_t(weight.size());
     weight.resize(weight.size() + std::max<size_t>(here.max_taps, 4) * width, Accumulator(0));

@@ -3,12 +3,14 @@
 // A row of `out` combines a few consecutive rows of `in` (row pass, into a buffer that stays in the nearest cache),
 // then its columns combine a few consecutive elements of that buffer (column pass, in vector registers):
 //
-//     in   rows 7..10 |=|=====tile=====|=|      row pass: 4 rows, one after the other, into
+//     in   rows 7..10 |=|=====tile=====|=|      row pass: 4 rows weighted and added, into
 //     buffer            |==============|        column pass: 16 outputs from some 20 consecutive inputs
 //     out  row 5          |===========|
 //
-// Output rows are cut into tiles so that the input rows which consecutive output rows share stay in cache as
-// well. Neither S nor the product of one pass reaches memory, and every output is written once, by one thread,
+// A group of output rows goes through the tiles of a strip together, left to right: they share input rows, weights
+// and lane indices, and the processor sees a handful of long streams through memory, which it prefetches by itself
+// (asking for lines explicitly was no faster). The input rows that the next group needs again fit the second cache.
+// Neither S nor the product of one pass reaches memory, and every output is written once, by one thread,
 // with its sum in one order: no atomics, no zero-fill.
 #pragma once
 
@@ -19,6 +21,7 @@
 namespace inn {
 
 constexpr int64_t kTileElements = 2048;  // inputs and outputs of a tile: four rows of it are some 24 KB of float32
+constexpr int64_t kStripTiles = 8;       // tiles of a strip: eight input rows of it are some 300 KB of float32
 constexpr int64_t kRowBlock = 32;        // output rows of a task
 // From so many kernel offsets on, the column pass runs along them; below, it permutes across them.
 constexpr int64_t kRunLength = 9;
@@ -47,43 +50,54 @@ void banded_product(const Band<Accumulator>* row_band, const Band<Accumulator>& 
   const bool along_runs = inner >= kRunLength;
   const ColumnTable<Accumulator> table(along_runs ? Band<Accumulator>() : column_band, inner, kernels);
   const ColumnView<Accumulator> column_view = table.view();
-  const BandView<Accumulator> row_view = row_band ? row_band->view() : UnitBand<Accumulator>::view(), run_view = column_band.view();
+  const BandView<Accumulator> row_view = row_band ? row_band->view() : UnitBand<Accumulator>::view();
+  const BandView<Accumulator> run_view = column_band.view();
   const std::vector<Tile> tiles = make_tiles(column_band, std::max<int64_t>(kTileElements / inner, 1));
   int64_t widest = 0;
   for (const Tile& tile : tiles) widest = std::max(widest, tile.in_end - tile.in_begin);
+  const int64_t line = 64 / int64_t(sizeof(Accumulator));
+  const int64_t buffer_stride = (widest * inner + kSourcePadding + line - 1) / line * line;
 
   const auto row_pass = kernels.runs[in.storage][kBuffer<Accumulator>];
-  const auto run_pass = kernels.runs[kBuffer<Accumulator>][out_storage];
+  const auto run_pass = kernels.short_runs[out_storage];
   const auto column_pass = kernels.columns[out_storage];
-  const int64_t in_stride = in.outer * in.columns * inner;
+  const int64_t in_stride = in.outer * in.columns * inner, out_stride = in.outer * columns * inner;
   const int64_t in_bytes = bytes_of(in.storage), out_bytes = bytes_of(out_storage);
-  const int64_t block = std::min<int64_t>(kRowBlock, (rows + 7) / 8), blocks = (rows + block - 1) / block;
-  const int64_t tasks_of_block = in.outer * int64_t(tiles.size());
-  const int64_t cost = block * (in.columns + columns) * inner / int64_t(tiles.size());
 
+  // out[row .. row + group, outer, the tile's columns]
+  const auto product_of_tile = [&](int64_t row, int64_t group, int64_t outer, const Tile& tile, Accumulator* buffer) {
+    const char* source = static_cast<const char*>(in.data) + (outer * in.columns + tile.in_begin) * inner * in_bytes;
+    const int64_t width = (tile.in_end - tile.in_begin) * inner;
+    if (row_band)
+      row_pass(row_view, row, row + group, source, in_stride, 0, width, buffer, buffer_stride);
+    else
+      for (int64_t r = 0; r < group; ++r)
+        row_pass(row_view, 0, 1, source + (row + r) * in_stride * in_bytes, 0, 0, width, buffer + r * buffer_stride, 0);
+    char* target =
+        static_cast<char*>(out) + ((row * in.outer + outer) * columns + tile.out_begin) * inner * out_bytes;
+    if (along_runs)
+      run_pass(run_view, tile.out_begin, tile.out_end, group, inner, buffer, buffer_stride, tile.in_begin, target,
+               out_stride);
+    else
+      column_pass(column_view, tile.out_begin * inner / kernels.width,
+                  (tile.out_end * inner + kernels.width - 1) / kernels.width, group, buffer, buffer_stride,
+                  tile.in_begin * inner, target, out_stride);
+  };
+
+  const int64_t an_eighth = (rows + 8 * kRowGroup - 1) / (8 * kRowGroup) * kRowGroup;
+  const int64_t block = std::min(kRowBlock, an_eighth), blocks = (rows + block - 1) / block;
+  const int64_t tile_count = int64_t(tiles.size()), strips = (tile_count + kStripTiles - 1) / kStripTiles;
+  const int64_t tasks_of_block = in.outer * strips;
+  const int64_t cost = block * (in.columns + columns) * inner / strips;
   parallel_tasks(blocks * tasks_of_block, cost, [&](int64_t begin, int64_t end) {
-    const Buffer<Accumulator> buffer(widest * inner + kSourcePadding);  // [in_end - in_begin, inner]: one combined row
+    const Buffer<Accumulator> buffer(kRowGroup * buffer_stride);  // [kRowGroup, in_end - in_begin, inner]
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first_row = task / tasks_of_block * block, last_row = std::min(first_row + block, rows);
-      const int64_t outer = task % tasks_of_block / int64_t(tiles.size());
-      const Tile& tile = tiles[task % int64_t(tiles.size())];
-      const char* source =
-          static_cast<const char*>(in.data) + (outer * in.columns + tile.in_begin) * inner * in_bytes;
-      const int64_t width = (tile.in_end - tile.in_begin) * inner;
-      for (int64_t row = first_row; row < last_row; ++row) {
-        if (row_band)
-          row_pass(row_view, row, row + 1, source, in_stride, 0, width, buffer.get(), 0);
-        else
-          row_pass(row_view, 0, 1, source + row * in_stride * in_bytes, in_stride, 0, width, buffer.get(), 0);
-        char* target =
-            static_cast<char*>(out) + ((row * in.outer + outer) * columns + tile.out_begin) * inner * out_bytes;
-        if (along_runs)
-          run_pass(run_view, tile.out_begin, tile.out_end, buffer.get(), inner, tile.in_begin, inner, target, inner);
-        else
-          column_pass(column_view, tile.out_begin * inner / kernels.width,
-                      (tile.out_end * inner + kernels.width - 1) / kernels.width, buffer.get(),
-                      tile.in_begin * inner, target);
-      }
+      const int64_t outer = task % tasks_of_block / strips, first_tile = task % strips * kStripTiles;
+      const int64_t last_tile = std::min(first_tile + kStripTiles, tile_count);
+      for (int64_t row = first_row; row < last_row; row += kRowGroup)
+        for (int64_t tile = first_tile; tile < last_tile; ++tile)
+          product_of_tile(row, std::min<int64_t>(kRowGroup, last_row - row), outer, tiles[tile], buffer.get());
     }
   });
 }

@@ -23,7 +23,7 @@ struct BandView {
 // The same matrix cut for vectors: `width` consecutive elements of an output row make a block. An element is
 // (output o, offset tau) at o * stride + tau, and tap i of it reads the input element
 // (first[o] + i) * stride + tau, so a block needs one set of lane indices for all its taps.
-enum class TapCount : uint8_t { kFour, kUpToFour, kAny };  // in every lane of a block
+enum class TapCount : uint8_t { kThree, kFour, kUpToFour, kAny };  // in every lane of a block
 // How the lanes of a block are drawn from a row buffer: from registers that are loaded once and hold what all taps
 // read, from registers loaded for each tap, or from memory lane by lane.
 enum class Access : uint8_t { kFixed1, kFixed2, kMoving1, kMoving2, kMoving4, kGather };
@@ -47,6 +47,7 @@ struct ColumnView {
   const Accumulator* weight;  // zero beyond a lane's taps, and never multiplied there
 };
 
+constexpr int kRowGroup = 4;       // output rows that go through a tile together
 constexpr int kDotLanes = 16;      // partial sums of a dot product, whatever the vector width
 constexpr int kSourcePadding = 80;  // elements past the last one that kernels may load (never use) of a row buffer
 
@@ -62,10 +63,16 @@ struct Kernels {
                                      const void* source, int64_t source_stride, int64_t origin, int64_t n,
                                      void* out, int64_t out_stride);
 
-  // Blocks [begin, end) of an output row from a row buffer whose first element is input element `origin`.
-  // Indexed [out storage].
-  void (*columns[kStorages])(const ColumnView<Accumulator>& table, int64_t begin, int64_t end,
-                             const Accumulator* source, int64_t origin, void* out);
+  // Blocks [begin, end) of `rows` output rows, each from a row buffer whose first element is input element `origin`;
+  // buffers and output rows are `source_stride` and `out_stride` elements apart. Indexed [out storage].
+  void (*columns[kStorages])(const ColumnView<Accumulator>& table, int64_t begin, int64_t end, int64_t rows,
+                             const Accumulator* source, int64_t source_stride, int64_t origin, void* out,
+                             int64_t out_stride);
+
+  // The same for rows [outputs, inner]: outputs [begin, end), run by run of `inner` elements. Indexed [out storage].
+  void (*short_runs[kStorages])(const BandView<Accumulator>& band, int64_t begin, int64_t end, int64_t rows,
+                                int64_t inner, const Accumulator* source, int64_t source_stride, int64_t origin,
+                                void* out, int64_t out_stride);
 
   // sum[block, t, lane] += grad[element] * (what tap t of the element reads), for t < 4. Indexed [grad storage].
   void (*accumulate_taps[kStorages])(const ColumnView<Accumulator>& table, int64_t begin, int64_t end,

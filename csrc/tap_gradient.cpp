@@ -101,7 +101,7 @@ void gradient_across_rows(const Matrix& nodes, const Matrix& grad, const int32_t
   const bool along_runs = inner >= kRunLength;
   const ColumnTable<Accumulator> table(along_runs ? Band<Accumulator>() : in_band, inner, kernels);
   const auto convert = kernels.runs[grad.storage][kBuffer<Accumulator>];
-  const auto run_pass = kernels.runs[kBuffer<Accumulator>][kBuffer<Accumulator>];
+  const auto run_pass = kernels.short_runs[kBuffer<Accumulator>];
   const auto column_pass = kernels.columns[kBuffer<Accumulator>];
   const int64_t blocks = (table.elements + kernels.width - 1) / kernels.width;
   const int taps = int(std::min<int64_t>(4, nodes.rows));
@@ -113,9 +113,9 @@ void gradient_across_rows(const Matrix& nodes, const Matrix& grad, const int32_t
       const char* source = static_cast<const char*>(grad.data) + k * grad_elements * bytes_of(grad.storage);
       convert(UnitBand<Accumulator>::view(), 0, 1, source, 0, 0, grad_elements, grad_row.get(), 0);
       if (along_runs)
-        run_pass(in_band.view(), 0, nodes.columns, grad_row.get(), inner, 0, inner, spread_row.get(), inner);
+        run_pass(in_band.view(), 0, nodes.columns, 1, inner, grad_row.get(), 0, 0, spread_row.get(), 0);
       else
-        column_pass(table.view(), 0, blocks, grad_row.get(), 0, spread_row.get());
+        column_pass(table.view(), 0, blocks, 1, grad_row.get(), 0, 0, spread_row.get(), 0);
       Accumulator lanes[4 * kDotLanes] = {};
       const char* rows = static_cast<const char*>(nodes.data) + start[k] * row_elements * bytes_of(nodes.storage);
       kernels.dot_taps[nodes.storage](spread_row.get(), rows, row_elements, taps, row_elements, lanes);

@@ -28,6 +28,7 @@ inline void store_partial_by_lane(V vector, Storage* out, int n) {
 template <>
 struct Vector<float> {
   static constexpr int width = 8;
+  static constexpr int rows_at_once = 2;
   using Mask = __m256i;
   using Index = __m256i;
 
@@ -112,6 +113,7 @@ struct Vector<float> {
 template <>
 struct Vector<double> {
   static constexpr int width = 4;
+  static constexpr int rows_at_once = 2;
   using Mask = __m256i;
   using Index = __m128i;
 

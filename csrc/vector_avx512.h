@@ -14,6 +14,7 @@ struct Vector;
 template <>
 struct Vector<float> {
   static constexpr int width = 16;
+  static constexpr int rows_at_once = 4;
   using Mask = __mmask16;
   using Index = __m512i;
 
@@ -102,6 +103,7 @@ struct Vector<float> {
 template <>
 struct Vector<double> {
   static constexpr int width = 8;
+  static constexpr int rows_at_once = 4;
   using Mask = __mmask8;
   using Index = __m256i;
 

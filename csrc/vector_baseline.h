@@ -30,6 +30,7 @@ inline float fused(float a, float b, float c) {
 template <typename Accumulator>
 struct Vector {
   static constexpr int width = 8;
+  static constexpr int rows_at_once = 1;  // as many as registers hold sums and weights of; at most kRowGroup
   using Mask = uint8_t;
   using Index = const int32_t*;  // [width]
 

@@ -41,7 +41,6 @@ _SCHEMAS = (
 NAMES = tuple(schema.partition("(")[0] for schema in _SCHEMAS)
 
 
-
 def _layout(x: Tensor) -> torch.memory_format:
     """The kernels' layout of a result: channels_last if x is (and not also contiguous), else contiguous."""
     last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

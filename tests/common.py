@@ -1,4 +1,4 @@
-"""What the tests share: cases, partitions, the operator written straight from its definition, and the one tolerance rule.
+"""What the tests share: cases, partitions, the operator straight from its definition, and the one tolerance rule.
 
     err(kernel, reference64) <= 2 * err(eager in the same dtype, reference64) + floor[dtype]
 
@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from inn_kernels import ops, quadrature, reference
 from torch import Tensor
+
+from inn_kernels import ops, quadrature, reference
 
 GOLDEN = Path(__file__).parent / "golden"
 QUADRATURES = ("left", "right", "trapezoid", "midpoint", "simpson", "gauss-legendre")
@@ -71,7 +72,7 @@ def partition(kind: str, n: int, seed: int = 0) -> Tensor:
     return torch.cumsum(gaps / gaps.sum(), 0)[:-1]
 
 
-# The definition --------------------------------------------------------------------------------------------------
+# The definition ---------------------------------------------------------------------------------------------
 
 
 def kernel_function(distance: Tensor, a: float = -0.75, kernel: str = "cubic") -> Tensor:
@@ -100,7 +101,13 @@ def extension(nodes: int, boundary: str = "clamp") -> Tensor:
 
 
 def sampling_matrix(
-    points: Tensor, nodes: int, a: float = -0.75, boundary: str = "clamp", *, centred: bool = False, kernel: str = "cubic"
+    points: Tensor,
+    nodes: int,
+    a: float = -0.75,
+    boundary: str = "clamp",
+    *,
+    centred: bool = False,
+    kernel: str = "cubic",
 ) -> Tensor:
     """S [K, M] dense, float64, differentiable in the points: F(P[k]) = sum_i S[k, i] nodes[i]."""
     points = points.double()
@@ -143,7 +150,7 @@ def eager_discretize(
 rules_weights = quadrature.weights
 
 
-# Comparison ------------------------------------------------------------------------------------------------------
+# Comparison -------------------------------------------------------------------------------------------------
 
 
 def relative_error(value: Tensor, truth: Tensor) -> float:
@@ -189,7 +196,11 @@ def assert_gradients_as_accurate(
 
 def same_bits(x: Tensor, y: Tensor) -> bool:
     """Equal shapes and equal bits, NaN included."""
-    return x.shape == y.shape and x.dtype == y.dtype and bool((x.detach().contiguous().view(torch.uint8) == y.detach().contiguous().view(torch.uint8)).all())
+    return (
+        x.shape == y.shape
+        and x.dtype == y.dtype
+        and bool((x.detach().contiguous().view(torch.uint8) == y.detach().contiguous().view(torch.uint8)).all())
+    )
 
 
 def layouts(x: Tensor) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+
 from inn_kernels import ops
 
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

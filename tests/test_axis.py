@@ -3,15 +3,15 @@
 import copy
 import pickle
 
+import common
 import integral_nn as inn
 import numpy as np
 import pytest
 import torch
-from inn_kernels import quadrature as rules
+from common import QUADRATURES
 from torch.autograd import gradcheck, gradgradcheck
 
-import common
-from common import QUADRATURES
+from inn_kernels import quadrature as rules
 
 
 @pytest.mark.parametrize("quadrature", QUADRATURES)
@@ -24,7 +24,9 @@ def test_points_are_the_rules_own(quadrature):
 
 @pytest.mark.parametrize("quadrature", QUADRATURES)
 @pytest.mark.parametrize("trainable", [False, True])
-@pytest.mark.parametrize("kernel, boundary, a", [("cubic", "clamp", -0.75), ("cubic", "keys", -0.5), ("linear", "clamp", -0.75)])
+@pytest.mark.parametrize(
+    "kernel, boundary, a", [("cubic", "clamp", -0.75), ("cubic", "keys", -0.5), ("linear", "clamp", -0.75)]
+)
 def test_taps(kernel, boundary, a, trainable, quadrature):
     axis = inn.Axis(9, 6, quadrature=quadrature, trainable=trainable, kernel=kernel, boundary=boundary, a=a)
     for weighted in (False, True):
@@ -44,7 +46,7 @@ def test_unit_scale_gives_unit_interior_weights(quadrature):
     torch.testing.assert_close(q[1:-1], torch.ones(7).double(), rtol=0, atol=1e-13)
 
 
-# Sizes -----------------------------------------------------------------------------------------------------------------
+# Sizes ------------------------------------------------------------------------------------------------------
 
 
 def test_resize():
@@ -100,7 +102,7 @@ def test_sizes_that_cannot_be():
     assert axis.size == 6  # unchanged after an error
 
 
-# Trainable points --------------------------------------------------------------------------------------------------------
+# Trainable points -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quadrature", [q for q in QUADRATURES if q != "gauss-legendre"])
@@ -118,7 +120,7 @@ def test_trainable_points_stay_a_partition(quadrature):
     for seed in range(20):
         axis.delta.data.copy_(common.rand(9, seed=seed))
         p = axis.partition().detach()
-        assert 0 <= float(p[0]) and float(p[-1]) <= 1 and bool((p.diff() > 0).all())
+        assert float(p[0]) >= 0 and float(p[-1]) <= 1 and bool((p.diff() > 0).all())
         inn.quadrature_weights("trapezoid", p)
 
 
@@ -203,7 +205,7 @@ def test_zero_gradient_does_not_greet_training():
     assert float(axis.delta.grad[1:].abs().max()) > 1e-4
 
 
-# Copies ------------------------------------------------------------------------------------------------------------------
+# Copies -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trainable", [False, True])

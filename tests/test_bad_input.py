@@ -1,15 +1,17 @@
 """Bad input: a clear error that names the argument, what it got and what it wanted, before anything is computed."""
 
+# ruff: noqa: B023 (every lambda in a loop is called at once)
+
 import re
 
+import common
 import integral_nn as inn
 import pytest
 import torch
-from inn_kernels import dispatch, ops
+from common import QUADRATURES
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import common
-from common import QUADRATURES
+from inn_kernels import dispatch, ops
 
 HEAVY = ("inn_kernels", "mm", "addmm", "bmm", "linear", "convolution", "index_select", "index_add", "index_add_")
 
@@ -18,7 +20,9 @@ class NothingHeavy(TorchDispatchMode):
     """Fails on any operation that computes the result rather than checks or prepares it."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.namespace != "inn_kernels" and func._schema.name.split("::")[1] not in HEAVY, f"computed {func} before the error"
+        assert func.namespace != "inn_kernels" and func._schema.name.split("::")[1] not in HEAVY, (
+            f"computed {func} before the error"
+        )
         return func(*args, **(kwargs or {}))
 
 
@@ -59,7 +63,7 @@ def test_the_good_input_is_good():
         call()
 
 
-# Partitions ------------------------------------------------------------------------------------------------------------
+# Partitions -------------------------------------------------------------------------------------------------
 
 PARTITIONS = {
     "falling": (torch.tensor([0.0, 0.5, 0.4, 0.9, 1.0]), ValueError, ["strictly increasing", "0.5", "0.4", "point 1"]),
@@ -108,7 +112,11 @@ def test_partitions_of_other_functions(bad):
 @pytest.mark.parametrize("rule", ["trapezoid", "simpson"])
 def test_one_point_for_a_closed_rule(rule, call):
     for one in (1, torch.tensor([0.5])):
-        refused(ValueError, ["in_partition", "at least 2", "closed", rule, "1"], lambda one=one: call(in_partition=one, quadrature=rule))
+        refused(
+            ValueError,
+            ["in_partition", "at least 2", "closed", rule, "1"],
+            lambda one=one: call(in_partition=one, quadrature=rule),
+        )
     refused(ValueError, ["partition", "at least 2", rule], lambda: inn.quadrature_weights(rule, torch.tensor([0.5])))
     refused(ValueError, ["partition", "at least 2", rule], lambda: inn.integrate(torch.exp, 1, quadrature=rule))
     sample(in_partition=5, out_partition=1, quadrature=rule)  # nothing is integrated along the output
@@ -126,7 +134,7 @@ def test_spatial_partitions():
     refused(ValueError, ["in_partition", "rank 2"], lambda: inn.discretize(BIAS, 4, 5))
 
 
-# Quadratures -------------------------------------------------------------------------------------------------------------
+# Quadratures ------------------------------------------------------------------------------------------------
 
 
 @every_call
@@ -136,10 +144,18 @@ def test_quadratures(call):
     refused(TypeError, ["quadrature", "NoneType"], lambda: call(quadrature=None))
     for wrong in (torch.ones(4), torch.ones(6), torch.ones(0)):
         refused(ValueError, ["quadrature", "[5]", f"[{len(wrong)}]"], lambda wrong=wrong: call(quadrature=wrong))
-        refused(ValueError, ["quadrature", "[5]", f"[{len(wrong)}]"], lambda wrong=wrong: call(quadrature=lambda p: wrong))
+        refused(
+            ValueError, ["quadrature", "[5]", f"[{len(wrong)}]"], lambda wrong=wrong: call(quadrature=lambda p: wrong)
+        )
     refused(ValueError, ["quadrature", "shape", "[5, 1]"], lambda: call(quadrature=torch.ones(5, 1)))
-    refused(TypeError, ["quadrature", "floating-point", "int64"], lambda: call(quadrature=torch.ones(5, dtype=torch.int64)))
-    refused(TypeError, ["quadrature", "floating-point", "int64"], lambda: call(quadrature=lambda p: torch.ones(5, dtype=torch.int64)))
+    refused(
+        TypeError, ["quadrature", "floating-point", "int64"], lambda: call(quadrature=torch.ones(5, dtype=torch.int64))
+    )
+    refused(
+        TypeError,
+        ["quadrature", "floating-point", "int64"],
+        lambda: call(quadrature=lambda p: torch.ones(5, dtype=torch.int64)),
+    )
     refused(TypeError, ["quadrature", "tensor", "list"], lambda: call(quadrature=lambda p: [0.2] * 5))
     refused(ValueError, ["quadrature", "device", "meta"], lambda: call(quadrature=META))
 
@@ -152,7 +168,7 @@ def test_other_quadratures():
     refused(TypeError, ["quadrature", "Tensor"], lambda: inn.Axis(8, quadrature=torch.ones(8)))
 
 
-# Tensors -------------------------------------------------------------------------------------------------------------------
+# Tensors ----------------------------------------------------------------------------------------------------
 
 
 @every_call
@@ -160,7 +176,9 @@ def test_nodes(call):
     for shape in ((), (7,), (7, 6, 3, 3, 3, 3)):
         if call is sample and shape != ():
             continue
-        refused(ValueError, ["nodes", "[M_out, M_in", str(list(shape))], lambda shape=shape: call(nodes=torch.ones(shape)))
+        refused(
+            ValueError, ["nodes", "[M_out, M_in", str(list(shape))], lambda shape=shape: call(nodes=torch.ones(shape))
+        )
     for shape in ((0, 6), (7, 0)):
         nodes = torch.ones(*shape, 3, 3) if call is conv else torch.ones(shape)
         refused(ValueError, ["nodes", "empty"], lambda nodes=nodes: call(nodes=nodes))
@@ -174,9 +192,17 @@ def test_conv_ranks():
     for function, rank in ((inn.integral_conv1d, 1), (inn.integral_conv2d, 2), (inn.integral_conv3d, 3)):
         for other in (0, rank + 1):
             x, nodes = torch.ones(2, 5, *[4] * rank), torch.ones(7, 6, *[3] * other)
-            refused(ValueError, ["nodes", "[M_out, M_in" + ", k" * rank + "]", str(list(nodes.shape))], lambda: function(x, nodes, None, 4, 5))  # noqa: B023
+            refused(
+                ValueError,
+                ["nodes", "[M_out, M_in" + ", k" * rank + "]", str(list(nodes.shape))],
+                lambda: function(x, nodes, None, 4, 5),
+            )
         for shape in ((2, 5, *[4] * (rank + 1)), (5,) * (rank - 1), (2, 2, 5, *[4] * rank)):
-            refused(ValueError, ["x", str(list(shape))], lambda: function(torch.ones(shape), torch.ones(7, 6, *[3] * rank), None, 4, 5))  # noqa: B023
+            refused(
+                ValueError,
+                ["x", str(list(shape))],
+                lambda: function(torch.ones(shape), torch.ones(7, 6, *[3] * rank), None, 4, 5),
+            )
 
 
 @pytest.mark.parametrize("call, good", [(linear, X), (conv, IMAGE)])
@@ -191,7 +217,11 @@ def test_x(call, good):
 
 
 def test_x_with_taps():
-    refused(ValueError, ["x", "5 input points", "4 taps", "[2, 19]"], lambda: linear(x=torch.ones(2, 19), nodes=torch.ones(7, 6, 4)))
+    refused(
+        ValueError,
+        ["x", "5 input points", "4 taps", "[2, 19]"],
+        lambda: linear(x=torch.ones(2, 19), nodes=torch.ones(7, 6, 4)),
+    )
 
 
 @pytest.mark.parametrize("call", [linear, conv])
@@ -203,7 +233,7 @@ def test_bias(call):
     refused(TypeError, ["bias", "bool"], lambda: call(bias=True))
 
 
-# Groups, dataflows, backends ------------------------------------------------------------------------------------------------
+# Groups, dataflows, backends --------------------------------------------------------------------------------
 
 
 def test_groups():
@@ -213,8 +243,16 @@ def test_groups():
         refused(ValueError, ["groups", str(bad)], lambda bad=bad: conv(groups=bad))
     for bad in (2.0, "2", True):
         refused(TypeError, ["groups", type(bad).__name__], lambda bad=bad: conv(groups=bad))
-    refused(ValueError, ["dataflow", "factored", "groups"], lambda: conv(x=torch.ones(2, 10, 8, 8), groups=2, dataflow="factored"))
-    refused(ValueError, ["dataflow", "factored", "spatial_partitions"], lambda: conv(spatial_partitions=[2, 2], dataflow="factored"))
+    refused(
+        ValueError,
+        ["dataflow", "factored", "groups"],
+        lambda: conv(x=torch.ones(2, 10, 8, 8), groups=2, dataflow="factored"),
+    )
+    refused(
+        ValueError,
+        ["dataflow", "factored", "spatial_partitions"],
+        lambda: conv(spatial_partitions=[2, 2], dataflow="factored"),
+    )
 
 
 @pytest.mark.parametrize("call", [linear, conv])
@@ -261,7 +299,7 @@ def test_dtype_of_discretize():
     refused(TypeError, ["dtype", "'float32'"], lambda: sample(dtype="float32"))
 
 
-# Partitions and modules -----------------------------------------------------------------------------------------------------
+# Partitions and modules -------------------------------------------------------------------------------------
 
 
 def test_partition_makers():
@@ -296,7 +334,9 @@ def test_axes():
         ("a", "x", TypeError),
         ("a", float("inf"), ValueError),
     ):
-        refused(error, [name, repr(bad) if isinstance(bad, str) else str(bad)], lambda: inn.Axis(**{"nodes": 8, name: bad}))  # noqa: B023
+        refused(
+            error, [name, repr(bad) if isinstance(bad, str) else str(bad)], lambda: inn.Axis(**{"nodes": 8, name: bad})
+        )
     for bad in (4, (4,), (4, 8, 9), ("4", "8"), (4.5, 8)):
         with raises((ValueError, TypeError), "size_range"):
             inn.Axis(8, size_range=bad)
@@ -311,14 +351,17 @@ def test_layers():
     refused(ValueError, ["groups", "3"], lambda: inn.IntegralConv2d(8, 4, 3, groups=3))
     refused(ValueError, ["groups", "2"], lambda: inn.IntegralConv2d(inn.Axis(8), 4, 3, groups=2))
     axis = inn.Axis(8, 5)
-    for layer, x in ((inn.IntegralLinear(axis, 4), torch.ones(2, 6)), (inn.IntegralConv2d(axis, 4, 3), torch.ones(2, 6, 8, 8))):
+    for layer, x in (
+        (inn.IntegralLinear(axis, 4), torch.ones(2, 6)),
+        (inn.IntegralConv2d(axis, 4, 3), torch.ones(2, 6, 8, 8)),
+    ):
         for training in (True, False):
             layer.train(training)
             with torch.set_grad_enabled(training):
                 layer(x[:, :5])  # in eval mode, a weight is kept from here on
-                refused(ValueError, ["x", "5", str(list(x.shape))], lambda: layer(x))  # noqa: B023
-                refused(TypeError, ["x", "int64"], lambda: layer(x.long()))  # noqa: B023
-                refused(ValueError, ["x", "device", "meta"], lambda: layer(x.to("meta")))  # noqa: B023
+                refused(ValueError, ["x", "5", str(list(x.shape))], lambda: layer(x))
+                refused(TypeError, ["x", "int64"], lambda: layer(x.long()))
+                refused(ValueError, ["x", "device", "meta"], lambda: layer(x.to("meta")))
 
 
 def test_a_backend_that_cannot_run_is_not_replaced_in_a_layer(monkeypatch):

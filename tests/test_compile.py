@@ -1,21 +1,21 @@
-"""torch.library.opcheck on every operation; torch.compile(fullgraph=True) forward and backward; recompilation; export."""
+"""opcheck on every operation; torch.compile(fullgraph=True) forward and backward; recompilation; export."""
 
 import shutil
 
+import common
 import integral_nn as inn
 import pytest
 import torch
-from inn_kernels import ops
-from inn_kernels.taps import make_taps
+from common import DATAFLOWS, QUADRATURES, rand
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import common
-from common import DATAFLOWS, QUADRATURES, rand
+from inn_kernels import ops
+from inn_kernels.taps import make_taps
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
-# Operations ----------------------------------------------------------------------------------------------------------
+# Operations -------------------------------------------------------------------------------------------------
 
 M, N, K, L = 7, 5, 4, 6
 
@@ -25,7 +25,10 @@ def samples(dtype, layout):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     out, into = (make_taps(common.partition("random", n), m, dtype=wide) for n, m in ((K, M), (L, N)))
     four = (out.start, out.weight, into.start, into.weight)
-    shaped = lambda *shape: common.layouts(rand(*shape, 3, 3, dtype=dtype))[layout]  # noqa: E731
+
+    def shaped(*shape):
+        return common.layouts(rand(*shape, 3, 3, dtype=dtype))[layout]
+
     nodes, grad, x, y = shaped(M, N), shaped(K, L), shaped(2, M), shaped(2, K)
     return {
         "discretize": (nodes, *four, dtype),
@@ -65,7 +68,7 @@ def test_opcheck_of_permuted_nodes(shape, dims):
     torch.library.opcheck(ops.discretize, (nodes, *rest))
 
 
-# Functions and modules -------------------------------------------------------------------------------------------------
+# Functions and modules --------------------------------------------------------------------------------------
 
 
 def assert_compiles(function, inputs, backend="aot_eager"):
@@ -87,38 +90,58 @@ def linear_inputs(trainable):
 @pytest.mark.parametrize("trainable", [False, True])
 def test_linear(trainable, dataflow, backend):
     sizes = {} if trainable else {"out_partition": 4, "in_partition": 6}
-    assert_compiles(lambda **z: inn.integral_linear(**z, **sizes, dataflow=dataflow, backend=backend), linear_inputs(trainable))
+    assert_compiles(
+        lambda **z: inn.integral_linear(**z, **sizes, dataflow=dataflow, backend=backend), linear_inputs(trainable)
+    )
 
 
 @pytest.mark.parametrize("dataflow", DATAFLOWS)
 def test_conv(dataflow, backend):
-    inputs = {"x": rand(2, 6, 5, 5), "nodes": rand(7, 5, 3, 3), "bias": rand(7), "in_partition": common.partition("random", 6)}
-    assert_compiles(lambda **z: inn.integral_conv2d(**z, out_partition=4, padding=1, dataflow=dataflow, backend=backend), inputs)
+    inputs = {
+        "x": rand(2, 6, 5, 5),
+        "nodes": rand(7, 5, 3, 3),
+        "bias": rand(7),
+        "in_partition": common.partition("random", 6),
+    }
+    assert_compiles(
+        lambda **z: inn.integral_conv2d(**z, out_partition=4, padding=1, dataflow=dataflow, backend=backend), inputs
+    )
 
 
 def test_depthwise_and_spatial(backend):
     inputs = {"x": rand(2, 4, 5, 5), "nodes": rand(7, 1, 3, 3), "bias": rand(7)}
-    assert_compiles(lambda **z: inn.integral_conv2d(**z, out_partition=4, groups=4, spatial_partitions=[2, 4], backend=backend), inputs)
+    assert_compiles(
+        lambda **z: inn.integral_conv2d(**z, out_partition=4, groups=4, spatial_partitions=[2, 4], backend=backend),
+        inputs,
+    )
 
 
 @pytest.mark.parametrize("quadrature", QUADRATURES)
 def test_quadratures(quadrature):
     def run(nodes, p):
-        return inn.discretize(nodes, 4, 6, quadrature=quadrature).sum() + inn.discretize(nodes, p, p, quadrature=quadrature)
+        return inn.discretize(nodes, 4, 6, quadrature=quadrature).sum() + inn.discretize(
+            nodes, p, p, quadrature=quadrature
+        )
 
-    assert_compiles(run, {"nodes": rand(7, 6), "p": common.quadrature.gauss_legendre_partition(5, dtype=torch.float64) * 0.9 + 0.04})
+    assert_compiles(
+        run, {"nodes": rand(7, 6), "p": common.quadrature.gauss_legendre_partition(5, dtype=torch.float64) * 0.9 + 0.04}
+    )
 
 
 def test_own_quadrature_and_deltas(backend):
     assert_compiles(
-        lambda nodes, delta, q: inn.discretize(nodes, 4, inn.partition_from_deltas(delta), quadrature=q, backend=backend),
+        lambda nodes, delta, q: inn.discretize(
+            nodes, 4, inn.partition_from_deltas(delta), quadrature=q, backend=backend
+        ),
         {"nodes": rand(7, 5), "delta": 1 + rand(6).abs(), "q": rand(6)},
     )
 
 
 def test_integrate():
     inputs = {"c": rand(3), "p": common.partition("random", 5)}
-    assert_compiles(lambda c, p: inn.integrate(lambda x, y: c[0] * x + c[1] * y * x + c[2], [p, 6], quadrature="simpson"), inputs)
+    assert_compiles(
+        lambda c, p: inn.integrate(lambda x, y: c[0] * x + c[1] * y * x + c[2], [p, 6], quadrature="simpson"), inputs
+    )
 
 
 def network(trainable=False, dataflow="auto"):
@@ -164,12 +187,16 @@ def test_eval_modules(mode):
         torch.testing.assert_close(compiled(IMAGES), model(IMAGES), rtol=0, atol=1e-12)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a C++ compiler"
+)
 def test_inductor():
     """channels_last images, so that the strides inductor plans for are the strides the kernels write."""
     torch.manual_seed(0)
     axis = inn.Axis(12, 8)
-    model = nn.Sequential(inn.IntegralConv2d(3, axis, 3), nn.ReLU(), inn.IntegralConv2d(axis, 4, 3, dataflow="factored"))
+    model = nn.Sequential(
+        inn.IntegralConv2d(3, axis, 3), nn.ReLU(), inn.IntegralConv2d(axis, 4, 3, dataflow="factored")
+    )
     x = rand(2, 3, 7, 7, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
     expected = common.gradients(model, {"input": x})
     found = common.gradients(torch.compile(model, fullgraph=True), {"input": x})
@@ -186,7 +213,7 @@ def test_autocast():
     torch.testing.assert_close(value, expected, rtol=0, atol=0.05)
 
 
-# Recompilation -----------------------------------------------------------------------------------------------------------
+# Recompilation ----------------------------------------------------------------------------------------------
 
 
 # The second width is the one a compiler takes for dynamic: try those that coincide with another size.
@@ -223,11 +250,22 @@ def test_thirty_random_sizes_of_modules_compile_twice(kind, seed):
     counter, rng = CompileCounterWithBackend("aot_eager"), common.generator(seed)
     a, b = inn.Axis(64, size_range=(4, 64)), inn.Axis(48, size_range=(4, 48), quadrature="midpoint")
     if kind == "linear":
-        model, x = nn.Sequential(inn.IntegralLinear(16, a), nn.ReLU(), inn.IntegralLinear(a, b), nn.ReLU(), inn.IntegralLinear(b, 3)), rand(10, 16)
+        model, x = (
+            nn.Sequential(
+                inn.IntegralLinear(16, a), nn.ReLU(), inn.IntegralLinear(a, b), nn.ReLU(), inn.IntegralLinear(b, 3)
+            ),
+            rand(10, 16),
+        )
     else:
         middle = [inn.IntegralConv2d(a, a, 3, groups=64, padding=1)] if kind == "depthwise" else []
         model = nn.Sequential(
-            inn.IntegralConv2d(1, a, 3), *middle, nn.ReLU(), inn.IntegralConv2d(a, b, 3), nn.ReLU(), nn.Flatten(), inn.IntegralLinear(b, 3, taps=4)
+            inn.IntegralConv2d(1, a, 3),
+            *middle,
+            nn.ReLU(),
+            inn.IntegralConv2d(a, b, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+            inn.IntegralLinear(b, 3, taps=4),
         )
         x = rand(5, 1, 6, 6)
     compiled = torch.compile(model, fullgraph=True, backend=counter)
@@ -240,7 +278,7 @@ def test_thirty_random_sizes_of_modules_compile_twice(kind, seed):
     assert counter.frame_count <= 2
 
 
-# Export --------------------------------------------------------------------------------------------------------------------
+# Export -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trainable", [False, True])

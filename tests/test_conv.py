@@ -1,11 +1,10 @@
 """integral_conv1d/2d/3d: y = W_q * x + b, materialized and factored."""
 
+import common
 import integral_nn as inn
 import pytest
 import torch
 import torch.nn.functional as F
-
-import common
 from common import CASES, DATAFLOWS, DTYPES, QUADRATURES, rand
 
 OURS = {1: inn.integral_conv1d, 2: inn.integral_conv2d, 3: inn.integral_conv3d}
@@ -18,7 +17,9 @@ def eager(x, nodes, bias=None, out_partition=None, in_partition=None, **options)
     window = {name: options.pop(name) for name in WINDOW if name in options}
     weight = common.eager_discretize(nodes, out_partition, in_partition, dtype=x.dtype, **options)
     if bias is not None and out_partition is not None:
-        bias = common.sampling_matrix(out_partition, len(bias), options.get("a", -0.75), options.get("boundary", "clamp")).to(x.dtype) @ bias.to(x.dtype)
+        bias = common.sampling_matrix(
+            out_partition, len(bias), options.get("a", -0.75), options.get("boundary", "clamp")
+        ).to(x.dtype) @ bias.to(x.dtype)
     return PLAIN[nodes.dim() - 2](x, weight, bias, **window)
 
 
@@ -104,13 +105,18 @@ def test_discrete_dimensions(out_points, in_points, dataflow, backend):
     torch.testing.assert_close(value, eager(x, nodes, bias, *p), rtol=0, atol=1e-12)
 
 
-# Groups ----------------------------------------------------------------------------------------------------------------
+# Groups -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_depthwise(rank, backend):
     """Only the output axis is continuous; each point is its own group."""
-    inputs = {"x": rand(2, 11, *[5] * rank), "nodes": rand(7, 1, *[3] * rank, seed=1), "bias": rand(7, seed=2), "out_partition": common.partition("random", 11)}
+    inputs = {
+        "x": rand(2, 11, *[5] * rank),
+        "nodes": rand(7, 1, *[3] * rank, seed=1),
+        "bias": rand(7, seed=2),
+        "out_partition": common.partition("random", 11),
+    }
     common.assert_gradients_as_accurate(
         lambda **inputs: OURS[rank](**inputs, groups=11, padding=1, backend=backend),
         lambda **inputs: eager(**inputs, groups=11, padding=1),
@@ -128,7 +134,7 @@ def test_groups(in_points, out_points, backend):
     torch.testing.assert_close(value, eager(x, nodes, bias, *p, groups=2), rtol=0, atol=1e-12)
 
 
-# Kernels continuous in space -------------------------------------------------------------------------------------------
+# Kernels continuous in space --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dataflow", ["materialize", "auto"])
@@ -140,9 +146,13 @@ def test_spatial_partitions(dataflow, backend):
         m for m in (common.sampling_matrix(rows, 3) * common.rules_weights("trapezoid", rows)[:, None], nodes,
                     common.sampling_matrix(columns, 3) * common.rules_weights("trapezoid", columns)[:, None])
     ))  # fmt: skip
-    value = inn.integral_conv2d(x, nodes, bias, p_out, p_in, spatial_partitions=[rows, columns], dataflow=dataflow, backend=backend)
+    value = inn.integral_conv2d(
+        x, nodes, bias, p_out, p_in, spatial_partitions=[rows, columns], dataflow=dataflow, backend=backend
+    )
     torch.testing.assert_close(value, eager(x, kernel, bias, p_out, p_in), rtol=0, atol=1e-12)
-    ints = inn.integral_conv2d(x, nodes, bias, p_out, p_in, spatial_partitions=[5, 4], dataflow=dataflow, backend=backend)
+    ints = inn.integral_conv2d(
+        x, nodes, bias, p_out, p_in, spatial_partitions=[5, 4], dataflow=dataflow, backend=backend
+    )
     torch.testing.assert_close(ints, value, rtol=0, atol=1e-12)
 
 
@@ -155,11 +165,15 @@ def test_spatial_partitions_have_gradients(backend):
         return eager(x, torch.einsum("ac,ijc->ija", matrix, nodes), bias, p_out, p_in)
 
     common.assert_gradients_as_accurate(
-        lambda nodes, points: inn.integral_conv1d(x, nodes, bias, p_out, p_in, spatial_partitions=[points], backend=backend), dense, inputs
+        lambda nodes, points: inn.integral_conv1d(
+            x, nodes, bias, p_out, p_in, spatial_partitions=[points], backend=backend
+        ),
+        dense,
+        inputs,
     )
 
 
-# Shapes and layouts ------------------------------------------------------------------------------------------------------
+# Shapes and layouts -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dataflow", [*DATAFLOWS, "auto"])
@@ -179,12 +193,17 @@ def test_unbatched_and_empty(rank, dataflow, backend):
 @pytest.mark.parametrize("dataflow", [*DATAFLOWS, "auto"])
 def test_layouts(dataflow, backend):
     x, nodes, *rest = operands(2)
-    run = lambda x, nodes: inn.integral_conv2d(x, nodes, *rest, padding=1, dataflow=dataflow, backend=backend)  # noqa: E731
+
+    def run(x, nodes):
+        return inn.integral_conv2d(x, nodes, *rest, padding=1, dataflow=dataflow, backend=backend)
+
     value = common.gradients(run, {"x": x, "nodes": nodes})
     for layout, z in common.layouts(x).items():
         for name, n in common.layouts(nodes).items():
             for key, got in common.gradients(run, {"x": z, "nodes": n}).items():
-                torch.testing.assert_close(got, value[key], rtol=0, atol=1e-11, msg=lambda m, at=(key, layout, name): f"{at}: {m}")
+                torch.testing.assert_close(
+                    got, value[key], rtol=0, atol=1e-11, msg=lambda m, at=(key, layout, name): f"{at}: {m}"
+                )
 
 
 def test_channels_last_stays(backend):

@@ -1,12 +1,12 @@
 """The same bits on two runs, on 1 and 2 threads and for every layout; inputs and gradients are never written."""
 
+import common
 import integral_nn as inn
 import pytest
 import torch
-from inn_kernels.taps import make_taps
-
-import common
 from common import DATAFLOWS, implementation, rand
+
+from inn_kernels.taps import make_taps
 
 # Large enough that work is split between threads.
 M, N, K, L = 257, 193, 301, 149
@@ -30,7 +30,12 @@ def operations(run, nodes, grad, x, y, taps, dtype):
 def operands(rest, dtype, kind="random"):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     taps = [make_taps(common.partition(kind, n, i), m, dtype=wide) for i, (n, m) in enumerate(((K, M), (L, N)))]
-    tensors = rand(M, N, *rest, dtype=dtype), rand(K, L, *rest, seed=1, dtype=dtype), rand(33, M, *rest, seed=2, dtype=dtype), rand(33, K, *rest, seed=3, dtype=dtype)
+    tensors = (
+        rand(M, N, *rest, dtype=dtype),
+        rand(K, L, *rest, seed=1, dtype=dtype),
+        rand(33, M, *rest, seed=2, dtype=dtype),
+        rand(33, K, *rest, seed=3, dtype=dtype),
+    )
     return tensors, taps
 
 
@@ -50,8 +55,10 @@ def test_same_bits_on_two_runs_and_any_threads(kind, rest, dtype, threads, backe
 
 @pytest.mark.parametrize("rest", [(), (3, 3)], ids=str)
 def test_same_bits_for_every_layout(rest, cpp):
-    """Of nodes and gradients: contiguous, transposed, strided, at an odd offset, channels_last. (The reference is made of
-    PyTorch's own sums, whose order is theirs.)"""
+    """Of nodes and gradients: contiguous, transposed, strided, at an odd offset, channels_last.
+
+    (The reference is made of PyTorch's own sums, whose order is theirs.)
+    """
     tensors, taps = operands(rest, torch.float32)
     first = operations(implementation(cpp), *tensors, taps, torch.float32)
     for layout in common.layouts(tensors[0]):
@@ -64,7 +71,11 @@ def test_same_bits_for_expanded_operands(backend):
     run = implementation(backend)
     (_, grad, _, y), (out, into) = operands((3, 3), torch.float32)
     four = (out.start, out.weight, into.start, into.weight)
-    for expanded in (grad[:1, :1, :1, :1].expand_as(grad), grad[:1].expand_as(grad), grad[:, :, :1, :1].expand_as(grad)):
+    for expanded in (
+        grad[:1, :1, :1, :1].expand_as(grad),
+        grad[:1].expand_as(grad),
+        grad[:, :, :1, :1].expand_as(grad),
+    ):
         plain = run.discretize_adjoint(expanded.contiguous(), *four, M, N, torch.float32)
         assert common.same_bits(run.discretize_adjoint(expanded, *four, M, N, torch.float32), plain)
     single = y[:1].expand_as(y)
@@ -110,7 +121,9 @@ def test_training_repeats_bit_for_bit(dataflow, backend):
         torch.manual_seed(0)
         rng, axis = common.generator(5), inn.Axis(48, trainable=True)
         model = torch.nn.Sequential(
-            inn.IntegralLinear(16, axis, dataflow=dataflow, backend=backend), torch.nn.Tanh(), inn.IntegralLinear(axis, 4, dataflow=dataflow, backend=backend)
+            inn.IntegralLinear(16, axis, dataflow=dataflow, backend=backend),
+            torch.nn.Tanh(),
+            inn.IntegralLinear(axis, 4, dataflow=dataflow, backend=backend),
         )
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         for _ in range(5):

@@ -3,11 +3,10 @@
 Relative norms, 1e-12 in float64 and 1e-5 in float32.
 """
 
+import common
 import integral_nn as inn
 import pytest
 import torch
-
-import common
 from common import DATAFLOWS
 
 FILES = ("linear_uniform", "linear_nonuniform", "linear_upsample", "conv2d_uniform", "conv2d_nonuniform")
@@ -29,7 +28,9 @@ def assert_close(value, truth, dtype, name):
 @pytest.mark.parametrize("file", FILES)
 def test_weight_and_bias(file, dtype, backend):
     given, truth = common.golden(file, dtype), common.golden(file)
-    weight = inn.discretize(given["nodes"], given["out_partition"], given["in_partition"], scale=float(truth["scale"]), backend=backend)
+    weight = inn.discretize(
+        given["nodes"], given["out_partition"], given["in_partition"], scale=float(truth["scale"]), backend=backend
+    )
     bias = inn.discretize(given["bias"], given["out_partition"], backend=backend)
     assert_close(weight, truth["weight"], dtype, "weight")
     assert_close(bias, truth["bias_sampled"], dtype, "bias")
@@ -42,7 +43,11 @@ def test_layer_and_five_gradients(file, dtype, dataflow, backend):
     given, truth = common.golden(file, dtype), common.golden(file)
     inputs = {name: given[name].requires_grad_() for name in INPUTS}
     options = {"scale": float(truth["scale"]), "dataflow": dataflow, "backend": backend}
-    y = inn.integral_linear(**inputs, **options) if "linear" in file else inn.integral_conv2d(**inputs, **options, padding=1)
+    y = (
+        inn.integral_linear(**inputs, **options)
+        if "linear" in file
+        else inn.integral_conv2d(**inputs, **options, padding=1)
+    )
     assert_close(y, truth["y"], dtype, "y")
     y.backward(given["grad_y"])
     for name, value in inputs.items():
@@ -53,4 +58,9 @@ def test_layer_and_five_gradients(file, dtype, dataflow, backend):
 def test_an_int_is_the_uniform_partition(file, backend):
     truth = common.golden(file)
     k, n = truth["weight"].shape[:2]
-    assert_close(inn.discretize(truth["nodes"], k, n, scale=float(truth["scale"]), backend=backend), truth["weight"], torch.float64, "weight")
+    assert_close(
+        inn.discretize(truth["nodes"], k, n, scale=float(truth["scale"]), backend=backend),
+        truth["weight"],
+        torch.float64,
+        "weight",
+    )

@@ -5,17 +5,19 @@ the nodes: open partitions, which a finite difference cannot push out of [0, 1],
 ends stay at 0 and 1.
 """
 
+import functools
+
+import common
 import integral_nn as inn
 import pytest
 import torch
-from inn_kernels import quadrature as rules
-from inn_kernels.taps import make_taps
+from common import BOUNDARIES, DATAFLOWS, QUADRATURES, rand
 from integral_nn.discretize import Discretize, DiscretizeAdjoint, DiscretizeTapGradient
 from integral_nn.interpolate import Interpolate, InterpolateTapGradient, Spread, interpolate, spread
 from torch.autograd import gradcheck, gradgradcheck
 
-import common
-from common import BOUNDARIES, DATAFLOWS, QUADRATURES, rand
+from inn_kernels import quadrature as rules
+from inn_kernels.taps import make_taps
 
 # Nodes [M, N] and points [K, L]: K - 1 and M - 1 have no common factor, so uniform points meet no interior node.
 SIZES = {
@@ -53,7 +55,15 @@ def check_linear(case, kind, dataflow, backend, quadrature="trapezoid", **option
 
     def run(x, nodes, bias, p_out, p_in):
         return inn.integral_linear(
-            x, nodes, bias, to_out(p_out), to_in(p_in), quadrature=quadrature, dataflow=dataflow, backend=backend, **options
+            x,
+            nodes,
+            bias,
+            to_out(p_out),
+            to_in(p_in),
+            quadrature=quadrature,
+            dataflow=dataflow,
+            backend=backend,
+            **options,
         )
 
     check(run, rand(1, case.L), rand(case.M, case.N, seed=1), rand(case.M, seed=2), p_out, p_in)
@@ -69,7 +79,9 @@ def test_every_quadrature(quadrature, boundary, dataflow, backend):
 @pytest.mark.parametrize("kind", ["uniform", "clustered"])
 @pytest.mark.parametrize("quadrature", QUADRATURES)
 def test_every_quadrature_on_every_partition(quadrature, kind, backend):
-    case = SIZES["three_nodes"]._replace(L=4 if kind == "uniform" else 3)  # 4 clustered points have no gauss-legendre rule
+    case = SIZES["three_nodes"]._replace(
+        L=4 if kind == "uniform" else 3
+    )  # 4 clustered points have no gauss-legendre rule
     check_linear(case, kind, "materialize", backend, quadrature)
 
 
@@ -86,18 +98,28 @@ def test_own_quadrature(dataflow, backend):
     case = SIZES["K_above_M"]
     p_out, p_in = common.partition("random", case.K), common.partition("clustered", case.L)
     x, nodes, q = rand(2, case.L), rand(case.M, case.N), rand(case.L, seed=3)
-    check(lambda x, nodes, p, q: inn.integral_linear(x, nodes, None, p_out, p, quadrature=q, dataflow=dataflow, backend=backend), x, nodes, p_in, q)
     check(
-        lambda p, c: inn.integral_linear(x, nodes, None, p_out, p, quadrature=lambda z: c[0] + c[1] * z**2, dataflow=dataflow, backend=backend),
-        p_in, rand(2),
-    )  # fmt: skip
+        lambda x, nodes, p, q: inn.integral_linear(
+            x, nodes, None, p_out, p, quadrature=q, dataflow=dataflow, backend=backend
+        ),
+        x,
+        nodes,
+        p_in,
+        q,
+    )
+
+    def with_callable(p, c):
+        own = {"quadrature": lambda z: c[0] + c[1] * z**2, "dataflow": dataflow, "backend": backend}
+        return inn.integral_linear(x, nodes, None, p_out, p, **own)
+
+    check(with_callable, p_in, rand(2))
 
 
 @pytest.mark.parametrize("dataflow", DATAFLOWS)
 def test_linear_with_taps(dataflow, backend):
     p_out, p_in = common.partition("random", 4), common.partition("random", 3, 1)
     check(
-        lambda x, nodes, bias, p_out, p_in: inn.integral_linear(x, nodes, bias, p_out, p_in, dataflow=dataflow, backend=backend),
+        functools.partial(inn.integral_linear, dataflow=dataflow, backend=backend),
         rand(2, 6), rand(3, 4, 2), rand(3), p_out, p_in,
     )  # fmt: skip
 
@@ -108,7 +130,7 @@ def test_conv(rank, dataflow, backend):
     run = {1: inn.integral_conv1d, 2: inn.integral_conv2d, 3: inn.integral_conv3d}[rank]
     p_out, p_in = common.partition("random", 2), common.partition("clustered", 3)
     check(
-        lambda x, nodes, bias, p_out, p_in: run(x, nodes, bias, p_out, p_in, stride=2, padding=1, dataflow=dataflow, backend=backend),
+        functools.partial(run, stride=2, padding=1, dataflow=dataflow, backend=backend),
         rand(1, 3, *[2] * rank), rand(3, 2, *[2, 1, 1][:rank]), rand(3), p_out, p_in,
     )  # fmt: skip
 
@@ -151,13 +173,16 @@ def test_some_inputs_need_no_gradient(backend):
         "in_partition": common.partition("random", case.L),
     }
     for dataflow in DATAFLOWS:
-        every = common.gradients(lambda **z: inn.integral_linear(**z, dataflow=dataflow, backend=backend), inputs)
+        run = functools.partial(inn.integral_linear, dataflow=dataflow, backend=backend)
+        every = common.gradients(run, inputs)
         for mask in range(1, 32):
             wanted = {name: z for i, (name, z) in enumerate(inputs.items()) if mask >> i & 1}
             fixed = {name: z for name, z in inputs.items() if name not in wanted}
-            some = common.gradients(lambda **z: inn.integral_linear(**fixed, **z, dataflow=dataflow, backend=backend), wanted)
+            some = common.gradients(functools.partial(run, **fixed), wanted)
             for name, value in some.items():
-                torch.testing.assert_close(value, every[name], rtol=0, atol=1e-13, msg=lambda m, at=(dataflow, name, mask): f"{at}: {m}")
+                torch.testing.assert_close(
+                    value, every[name], rtol=0, atol=1e-13, msg=lambda m, at=(dataflow, name, mask): f"{at}: {m}"
+                )
 
 
 def test_gradient_penalty(backend):
@@ -170,13 +195,17 @@ def test_gradient_penalty(backend):
         (dx,) = torch.autograd.grad(run(z, nodes, points).pow(3).sum(), z, create_graph=True)
         return torch.autograd.grad(dx.pow(2).sum(), (nodes, points))
 
-    ours = penalty(lambda x, nodes, p: inn.integral_linear(x, nodes, None, None, p, dataflow="factored", backend=backend), rand(4, 5), p)
+    ours = penalty(
+        lambda x, nodes, p: inn.integral_linear(x, nodes, None, None, p, dataflow="factored", backend=backend),
+        rand(4, 5),
+        p,
+    )
     eager = penalty(lambda x, nodes, p: x @ common.eager_discretize(nodes, None, p).t(), rand(4, 5), p)
     for got, wanted in zip(ours, eager):
         torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-11)
 
 
-# The autograd Functions themselves, on free tap weights --------------------------------------------------------------
+# The autograd Functions themselves, on free tap weights -----------------------------------------------------
 
 
 def test_functions():

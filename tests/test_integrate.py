@@ -2,13 +2,12 @@
 
 import math
 
+import common
 import integral_nn as inn
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
-
-import common
 from common import QUADRATURES
+from torch.autograd import gradcheck, gradgradcheck
 
 
 @pytest.mark.parametrize("quadrature", QUADRATURES)
@@ -16,7 +15,9 @@ def test_one_variable_is_the_weighted_sum(quadrature):
     p = common.quadrature.partition_for(quadrature, 9, dtype=torch.float64)
     expected = common.rules_weights(quadrature, p) @ torch.exp(p)
     for partition in (9, p, [9], (p,)):
-        torch.testing.assert_close(inn.integrate(torch.exp, partition, quadrature=quadrature), expected, rtol=0, atol=1e-15)
+        torch.testing.assert_close(
+            inn.integrate(torch.exp, partition, quadrature=quadrature), expected, rtol=0, atol=1e-15
+        )
 
 
 def test_gauss_legendre_in_three_variables():
@@ -28,7 +29,9 @@ def test_a_rule_for_each_variable():
     value = inn.integrate(lambda x, y: x**2 * y, [3, 2], quadrature=["simpson", "trapezoid"])
     assert float(value) == pytest.approx(1 / 6, abs=1e-15)
     q = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    value = inn.integrate(lambda x, y: x + 0 * y, [common.partition("uniform", 2), 4], quadrature=[q, lambda p: torch.full_like(p, 1 / 4)])
+    value = inn.integrate(
+        lambda x, y: x + 0 * y, [common.partition("uniform", 2), 4], quadrature=[q, lambda p: torch.full_like(p, 1 / 4)]
+    )
     assert float(value) == pytest.approx(0.75, abs=1e-15)
 
 
@@ -39,11 +42,16 @@ def test_values_may_have_more_dimensions_and_broadcast():
     assert float(inn.integrate(lambda x, y: x, [5, 6])) == pytest.approx(0.5, abs=1e-15)  # constant in y
 
 
-@pytest.mark.parametrize("rule, expected", [("left", 1), ("right", 1), ("trapezoid", 2), ("midpoint", 2), ("simpson", 4)])
+@pytest.mark.parametrize(
+    "rule, expected", [("left", 1), ("right", 1), ("trapezoid", 2), ("midpoint", 2), ("simpson", 4)]
+)
 def test_order_in_two_variables(rule, expected):
     exact = (math.e - 1) * math.sin(2) / 2
     counts = (17, 33, 65)
-    errors = [abs(float(inn.integrate(lambda x, y: torch.exp(x) * torch.cos(2 * y), [n, n], quadrature=rule)) - exact) for n in counts]
+    errors = [
+        abs(float(inn.integrate(lambda x, y: torch.exp(x) * torch.cos(2 * y), [n, n], quadrature=rule)) - exact)
+        for n in counts
+    ]
     assert common.order(errors, [1 / (n - (rule != "midpoint")) for n in counts]) == pytest.approx(expected, abs=0.1)
 
 
@@ -51,7 +59,12 @@ def test_order_in_two_variables(rule, expected):
 def test_gradients(quadrature):
     c, p = common.rand(3).requires_grad_(), common.partition("random", 4).requires_grad_()
     fixed = common.partition("clustered", 5)
-    run = lambda c, p: inn.integrate(lambda x, y: c[0] * x**2 + torch.sin(c[1] * x * y) + c[2], [p, fixed], quadrature=quadrature)  # noqa: E731
+
+    def run(c, p):
+        return inn.integrate(
+            lambda x, y: c[0] * x**2 + torch.sin(c[1] * x * y) + c[2], [p, fixed], quadrature=quadrature
+        )
+
     assert gradcheck(run, (c, p)) and gradgradcheck(run, (c, p))
 
 

@@ -9,9 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import inn_kernels
 import integral_nn
 import pytest
+
+import inn_kernels
 
 PACKAGES = {package.__name__: Path(package.__file__).parent for package in (inn_kernels, integral_nn)}
 MODULES = [
@@ -33,7 +34,10 @@ def imported(path):
 
 
 def test_imports_run_one_way():
-    allowed = {"inn_kernels": {"inn_kernels", "torch", "numpy"}, "integral_nn": {"integral_nn", "inn_kernels", "torch", "numpy"}}
+    allowed = {
+        "inn_kernels": {"inn_kernels", "torch", "numpy"},
+        "integral_nn": {"integral_nn", "inn_kernels", "torch", "numpy"},
+    }
     for package, folder in PACKAGES.items():
         files = list(folder.rglob("*.py"))
         assert files
@@ -82,15 +86,20 @@ def test_both_import_and_run_without_triton_and_without_the_compiled_library():
 
 
 def environment():
-    return {**os.environ, "INN_KERNELS_LIBRARY": "", "PYTHONPATH": ":".join(sorted({str(folder.parent) for folder in PACKAGES.values()}))}
+    return {
+        **os.environ,
+        "INN_KERNELS_LIBRARY": "",
+        "PYTHONPATH": ":".join(sorted({str(folder.parent) for folder in PACKAGES.values()})),
+    }
 
 
 def test_public_names():
     import integral_nn as inn
 
     assert sorted(inn.__all__) == inn.__all__
-    contract = """discretize integral_linear integral_conv1d integral_conv2d integral_conv3d uniform_partition midpoint_partition
-        partition_from_deltas quadrature_weights integrate Axis IntegralLinear IntegralConv1d IntegralConv2d IntegralConv3d"""
+    contract = """Axis IntegralConv1d IntegralConv2d IntegralConv3d IntegralLinear discretize integral_conv1d
+        integral_conv2d integral_conv3d integral_linear integrate midpoint_partition
+        partition_from_deltas quadrature_weights uniform_partition"""
     assert set(contract.split()) <= set(inn.__all__)
     for name in inn.__all__:
         assert getattr(inn, name).__doc__, f"{name} has no docstring"
@@ -109,6 +118,15 @@ def test_public_calls_have_examples():
     import integral_nn as inn
 
     finder = doctest.DocTestFinder(recurse=False)
-    for name in ("discretize", "integral_linear", "integral_conv2d", "quadrature_weights", "integrate", "Axis", "IntegralLinear", "IntegralConv2d"):
+    for name in (
+        "discretize",
+        "integral_linear",
+        "integral_conv2d",
+        "quadrature_weights",
+        "integrate",
+        "Axis",
+        "IntegralLinear",
+        "IntegralConv2d",
+    ):
         tests = finder.find(getattr(inn, name), name)
         assert any(test.examples for test in tests), f"{name} has no example"

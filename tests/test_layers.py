@@ -4,15 +4,14 @@ import copy
 import io
 import pickle
 
+import common
 import integral_nn as inn
 import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from torch import nn
-
-import common
 from common import DATAFLOWS, rand
+from torch import nn
 
 CONVS = {1: inn.IntegralConv1d, 2: inn.IntegralConv2d, 3: inn.IntegralConv3d}
 SAME = {"rtol": 0, "atol": 2e-6}
@@ -46,7 +45,9 @@ def test_linear_is_the_function(dataflow, backend):
     in_axis, out_axis = inn.Axis(7, 5, boundary="keys", a=-0.5), inn.Axis(6, 9, boundary="keys", a=-0.5)
     layer = inn.IntegralLinear(in_axis, out_axis, dataflow=dataflow, backend=backend, dtype=torch.float64)
     x = rand(3, 5)
-    expected = inn.integral_linear(x, layer.nodes, layer.bias, 9, 5, scale=6.0, boundary="keys", a=-0.5, backend=backend)
+    expected = inn.integral_linear(
+        x, layer.nodes, layer.bias, 9, 5, scale=6.0, boundary="keys", a=-0.5, backend=backend
+    )
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-13)
 
 
@@ -81,11 +82,13 @@ def test_full_size_is_the_dense_layer_with_halved_ends():
     weight[:, [0, -1]] /= 2
     x = rand(3, 8)
     torch.testing.assert_close(layer(x), F.linear(x, weight, layer.bias), rtol=0, atol=1e-13)
-    layer = inn.IntegralLinear(inn.Axis(8, quadrature="midpoint"), inn.Axis(5, quadrature="midpoint"), dtype=torch.float64)
+    layer = inn.IntegralLinear(
+        inn.Axis(8, quadrature="midpoint"), inn.Axis(5, quadrature="midpoint"), dtype=torch.float64
+    )
     torch.testing.assert_close(layer(x), F.linear(x, layer.nodes, layer.bias), rtol=0, atol=1e-13)
 
 
-# Sizes -----------------------------------------------------------------------------------------------------------------
+# Sizes ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quadrature", ["trapezoid", "midpoint", "simpson"])
@@ -107,11 +110,13 @@ def test_a_step_at_random_sizes(trainable):
         optimizer.zero_grad()
         loss = model(IMAGES).square().mean()
         loss.backward()
-        assert all(p.grad is not None and p.grad.shape == p.shape and bool(p.grad.isfinite().all()) for p in model.parameters())
+        assert all(
+            p.grad is not None and p.grad.shape == p.shape and bool(p.grad.isfinite().all()) for p in model.parameters()
+        )
         optimizer.step()
 
 
-# Copies and checkpoints --------------------------------------------------------------------------------------------------
+# Copies and checkpoints -------------------------------------------------------------------------------------
 
 
 def copied(model):
@@ -162,7 +167,7 @@ def test_state_dict_is_that_of_plain_tensors():
     net().load_state_dict(torch.load(stream, weights_only=True))
 
 
-# Ordinary layers ----------------------------------------------------------------------------------------------------------
+# Ordinary layers --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
@@ -190,7 +195,7 @@ def test_discretize_keeps_the_window(rank):
     torch.testing.assert_close(plain(x), layer(x), **SAME)
 
 
-# The weight kept between eval calls -----------------------------------------------------------------------------------------
+# The weight kept between eval calls -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -198,7 +203,9 @@ def counted(monkeypatch):
     """How often a layer samples its weight anew."""
     calls = []
     sampled = inn.IntegralLinear.sampled
-    monkeypatch.setattr(inn.IntegralLinear, "sampled", lambda self, dtype=None: calls.append(dtype) or sampled(self, dtype))
+    monkeypatch.setattr(
+        inn.IntegralLinear, "sampled", lambda self, dtype=None: calls.append(dtype) or sampled(self, dtype)
+    )
     return calls
 
 
@@ -225,7 +232,9 @@ CHANGES = {
     "resize": lambda layer: layer.out_axis.resize(4),
     "delta in place": lambda layer: rewrite(layer.out_axis.delta),
     "load_state_dict": lambda layer: layer.load_state_dict({k: v + 1 for k, v in layer.state_dict().items()}),
-    "load_state_dict(assign=True)": lambda layer: layer.load_state_dict({k: v + 1 for k, v in layer.state_dict().items()}, assign=True),
+    "load_state_dict(assign=True)": lambda layer: layer.load_state_dict(
+        {k: v + 1 for k, v in layer.state_dict().items()}, assign=True
+    ),
     "a new parameter": lambda layer: setattr(layer, "nodes", nn.Parameter(layer.nodes.detach() + 1)),
     "scale": lambda layer: setattr(layer, "scale", 0.5),
     "double": lambda layer: layer.double(),
@@ -274,7 +283,7 @@ def test_train_forgets_the_weight():
         assert bool((layer.train().eval()(rand(3, 8, dtype=torch.float32)) == layer.bias).all())
 
 
-# Dtypes and layouts -----------------------------------------------------------------------------------------------------------
+# Dtypes and layouts -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dataflow", DATAFLOWS)

@@ -1,13 +1,13 @@
 """integral_linear: y = x W_q^T + b, materialized and factored."""
 
+import common
 import integral_nn as inn
 import pytest
 import torch
 import torch.nn.functional as F
-from inn_kernels import quadrature as rules
-
-import common
 from common import CASES, DATAFLOWS, DTYPES, QUADRATURES, rand
+
+from inn_kernels import quadrature as rules
 
 
 def eager(x, nodes, bias=None, out_partition=None, in_partition=None, **options):
@@ -15,7 +15,9 @@ def eager(x, nodes, bias=None, out_partition=None, in_partition=None, **options)
     weight = common.eager_discretize(nodes, out_partition, in_partition, dtype=x.dtype, **options)
     if bias is not None and out_partition is not None:
         centred = options.get("quadrature") == "midpoint"
-        s_out = common.sampling_matrix(out_partition, len(bias), options.get("a", -0.75), options.get("boundary", "clamp"), centred=centred)
+        s_out = common.sampling_matrix(
+            out_partition, len(bias), options.get("a", -0.75), options.get("boundary", "clamp"), centred=centred
+        )
         bias = s_out.to(x.dtype) @ bias.to(x.dtype)
     return F.linear(x, weight.flatten(1), bias)
 
@@ -96,7 +98,16 @@ def test_leading_dimensions(shape, dataflow, backend):
 
 
 @pytest.mark.parametrize("dataflow", DATAFLOWS)
-@pytest.mark.parametrize("x_dtype, nodes_dtype", [(torch.float32, torch.float64), (torch.float64, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    "x_dtype, nodes_dtype",
+    [
+        (torch.float32, torch.float64),
+        (torch.float64, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+    ],
+    ids=str,
+)
 def test_mixed_dtypes(x_dtype, nodes_dtype, dataflow, backend):
     """The result has x's dtype, each gradient its input's."""
     x, nodes, bias = rand(4, 9, dtype=x_dtype), rand(7, 6, dtype=nodes_dtype), rand(7, dtype=nodes_dtype)
@@ -119,7 +130,7 @@ def test_auto_is_one_of_the_two_and_right(backend):
         torch.testing.assert_close(value, eager(x, nodes, bias, *p), rtol=0, atol=1e-11)
 
 
-# Analytic facts ------------------------------------------------------------------------------------------------------
+# Analytic facts ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dataflow", DATAFLOWS)
@@ -138,7 +149,16 @@ def test_the_integral_itself(dataflow, backend):
     grid = torch.linspace(0, 1, 6, dtype=torch.float64)
     p_out, p_in = common.partition("random", 5), common.partition("uniform", 9)
     y = inn.integral_linear(
-        p_in[None] ** 2, grid[:, None] + grid, None, p_out, p_in, quadrature="simpson", a=-0.5, boundary="keys", dataflow=dataflow, backend=backend
+        p_in[None] ** 2,
+        grid[:, None] + grid,
+        None,
+        p_out,
+        p_in,
+        quadrature="simpson",
+        a=-0.5,
+        boundary="keys",
+        dataflow=dataflow,
+        backend=backend,
     )
     torch.testing.assert_close(y[0], p_out / 3 + 1 / 4, rtol=0, atol=1e-13)
 

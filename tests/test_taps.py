@@ -2,13 +2,13 @@
 
 import gc
 
+import common
 import pytest
 import torch
+from common import BOUNDARIES, PARTITIONS, QUADRATURES
+
 from inn_kernels import taps
 from inn_kernels.taps import Basis, make_taps, neighbours, taps_for
-
-import common
-from common import BOUNDARIES, PARTITIONS, QUADRATURES
 
 SIZES = [(1, 1), (1, 7), (2, 5), (3, 1), (3, 11), (4, 2), (5, 97), (101, 3), (64, 64), (97, 61)]  # nodes, points
 
@@ -16,7 +16,9 @@ SIZES = [(1, 1), (1, 7), (2, 5), (3, 1), (3, 11), (4, 2), (5, 97), (101, 3), (64
 @pytest.mark.parametrize("nodes, points", SIZES)
 @pytest.mark.parametrize("kind", PARTITIONS)
 @pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize("basis", [Basis(), Basis(-0.5, "keys"), Basis(-0.5), Basis(-0.75, "keys"), Basis(kernel="linear")])
+@pytest.mark.parametrize(
+    "basis", [Basis(), Basis(-0.5, "keys"), Basis(-0.5), Basis(-0.75, "keys"), Basis(kernel="linear")]
+)
 def test_dense_matrix_is_the_definition(nodes, points, kind, centred, basis):
     p = common.partition(kind, points, seed=nodes)
     start, weight, _ = make_taps(p, nodes, basis, centred=centred)
@@ -29,7 +31,9 @@ def test_dense_matrix_is_the_definition(nodes, points, kind, centred, basis):
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_what_kernels_rely_on(nodes, points, centred, boundary):
     for kind in PARTITIONS:
-        start, weight, size = make_taps(common.partition(kind, points), nodes, Basis(boundary=boundary), centred=centred)
+        start, weight, size = make_taps(
+            common.partition(kind, points), nodes, Basis(boundary=boundary), centred=centred
+        )
         assert start.dtype == torch.int32 and start.shape == (points,) and weight.shape == (points, 4) and size == nodes
         assert int(start.min()) >= 0 and int(start.max()) <= max(0, nodes - 4)
         assert bool((start[1:] >= start[:-1]).all())
@@ -44,12 +48,19 @@ def test_uniform_points_on_nodes_start_alike_in_float32_and_float64():
         assert torch.equal(exact, rounded)
 
 
-@pytest.mark.parametrize("kernel, dtype", [("cubic", torch.float64), ("cubic", torch.float32), ("linear", torch.float64), ("linear", torch.float32)])
+@pytest.mark.parametrize(
+    "kernel, dtype",
+    [("cubic", torch.float64), ("cubic", torch.float32), ("linear", torch.float64), ("linear", torch.float32)],
+)
 def test_points_next_to_a_node(kernel, dtype):
     """A point an ulp away from a node has the weights of its own side, to that dtype's precision."""
     nodes = 1025
     at = torch.arange(1, nodes - 1, 97, dtype=torch.float64) / (nodes - 1)
-    for p in (at.to(dtype), torch.nextafter(at.to(dtype), at.new_zeros(()).to(dtype)), torch.nextafter(at.to(dtype), at.new_ones(()).to(dtype))):
+    for p in (
+        at.to(dtype),
+        torch.nextafter(at.to(dtype), at.new_zeros(()).to(dtype)),
+        torch.nextafter(at.to(dtype), at.new_ones(()).to(dtype)),
+    ):
         start, weight, _ = make_taps(p, nodes, Basis(kernel=kernel))
         dense = common.sampling_matrix(p, nodes, kernel=kernel)
         slack = 16 * nodes * torch.finfo(dtype).eps
@@ -108,7 +119,7 @@ def test_neighbours(nodes, points, kind):
         assert list(range(int(bounds[i, 0]), int(bounds[i, 1]))) == touching
 
 
-# The cache ---------------------------------------------------------------------------------------------------------
+# The cache --------------------------------------------------------------------------------------------------
 
 
 def test_taps_of_fixed_partitions_are_kept():
