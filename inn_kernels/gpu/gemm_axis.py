@@ -293,7 +293,7 @@ def gemm_specs(
     pairs = {"half": [usual, ("fp16", "fp32"), ("bf16", "bf16")]}
     others = [(nt, True) for nt in CONTRIBUTORS if nt != 6] + [(6, False)]
     specs = []
-    for kind, pair in [(kind, pair) for kind in table for pair in pairs.get(kind, [full])]:
+    for kind, pair in [(k, pair) for k in table for pair in pairs.get(k, [full])]:
         x, nodes = pair
         types = {"p_nodes": nodes, "p_bias": nodes, "p_d_nodes": nodes, "p_d_bias": nodes}
         types |= {"p_x": x, "p_y": x, "p_dx": x, "p_dy": x}
