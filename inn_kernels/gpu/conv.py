@@ -16,7 +16,8 @@ Forward and dx are one implicit GEMM over nodes, read straight or transposed, wi
 
 One launch each for y, dx, and d_nodes with d_bias. Memory sees x, nodes, y and their gradients; never W_q, an unfolded
 x, or x', y', dy', g'. The price: x' of a pixel is gathered again for each of the R S offsets that see it, so this wins
-only where weights outweigh activations (a batch of one, few pixels, many channels).
+only where weights outweigh activations (a batch of one, few pixels, many channels). Tensors are read in contiguous
+layout; channels_last ones are copied to it first.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ dF/dnodes for F) are files of their own: d_nodes = S_out^T dW S_in in `discretiz
 
 A row of W is a line of outer x L x inner columns, whatever the layout: kernel offsets t ride along as `inner`
 (contiguous, OIHW) or `outer` (channels_last). A program owns SUB x LANES columns and a run of rows of W and streams
-the node rows under them; a new node row costs four gathers a column, the last four rows stay in registers:
+the node rows under them, the next one in flight; a node row costs four gathers a column, the last four rows stay in
+registers:
 
             columns l, one a thread and sub-tile
     node row i     . . . .           gathered, weighted by in_weight, shifted into the window
@@ -47,10 +48,11 @@ from inn_kernels.gpu.tiles import (
 
 CONFIGS = (
     Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=7, max_registers=72),
-    Config("narrow", {"SUB": 1, "LANES": 128}, num_warps=4, resident=16),
+    Config("narrow", {"SUB": 1, "LANES": 128}, num_warps=4, resident=12, max_registers=40),
 )
-"""Four columns a thread keep 14 KB of node rows in flight on a multiprocessor, about what its share of the bandwidth
-times the latency of memory asks for. Small layers take one column a thread, so that the grid fills the chip."""
+"""Four columns a thread keep 14 KB of float32 node rows in flight on a multiprocessor, about what its share of the
+bandwidth times the latency of memory asks for. Small layers take one column a thread, so that the grid fills the chip.
+The bounds are what the compiler needs to spill nothing. From models and machine code, not yet measured."""
 
 
 @triton.jit

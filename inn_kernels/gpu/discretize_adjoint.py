@@ -12,7 +12,7 @@ search and gathers. No atomics, sums in a fixed order: results are bitwise repea
     window         i, i+1, i+2, i+3 = out_start[k] ..      node row i is complete once out_start passes it: stored once
 
 A program owns SUB x LANES columns and a run of rows of d_nodes and streams the rows of dW that touch them, the next row
-always in flight. Memory sees dW once (and the points of three node rows more a program) and d_nodes once: no zero
+in flight. Memory sees dW once (and the points of three node rows more a program) and d_nodes once: no zero
 filling, no float32 copy of dW, no S_out^T dW.
 """
 
@@ -48,7 +48,9 @@ CONFIGS = {
     4: (Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=5, max_registers=96), NARROW),
 }
 """By bytes an element of dW. As `discretize`: four columns a thread keep enough of dW in flight, one column where the
-layer is small. The bounds are what the compiler needs to spill nothing; int64 column numbers take the larger one."""
+layer is small. The bounds are what the compiler needs to spill nothing; int64 column numbers take the larger one.
+Two-byte values the compiler packs in pairs at the end of an iteration, and waits for them there: the next row is then
+in flight within an iteration only, and other warps hide its latency. From models and machine code, not yet measured."""
 
 
 @triton.jit

@@ -26,7 +26,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inn_kernels.gpu.launch import INTERPRETED, TRITON_TYPE, Config, KernelSpec, empty, processors
+from inn_kernels.gpu.launch import (
+    ALL_TARGETS,
+    INTERPRETED,
+    ONE_TARGET,
+    TRITON_TYPE,
+    Config,
+    KernelSpec,
+    empty,
+    processors,
+)
 
 CONTRIBUTORS = (4, 6, 8, 12)
 """NT, by class. Each is a compiled variant: 6 at K = M, 4 for fewer points, 8 and 12 for more points than nodes."""
@@ -275,32 +284,35 @@ def gemm_specs(
     label: str = "",
     **fixed: object,
 ) -> list[KernelSpec]:
-    """What the ahead-of-time harness compiles: every configuration of every dtype; for bfloat16 on float32 nodes, the
-    usual pair, also every class of `contributors` and nodes whose rows are not multiples of 16."""
-    pairs = {"half": [("bf16", "fp32"), ("fp16", "fp32"), ("bf16", "bf16")]}
+    """What the ahead-of-time harness compiles: every configuration of every dtype.
+
+    The usual pair, bfloat16 on float32 nodes, and float32 for every target. For one target the other pairs, which
+    differ by a conversion, and of the usual pair every class of `contributors` and rows of nodes that are not aligned.
+    """
+    usual, full = ("bf16", "fp32"), ("fp32", "fp32")
+    pairs = {"half": [usual, ("fp16", "fp32"), ("bf16", "bf16")]}
+    others = [(nt, True) for nt in CONTRIBUTORS if nt != 6] + [(6, False)]
     specs = []
-    for kind, (x, nodes) in [(k, pair) for k in table for pair in pairs.get(k, [("fp32", "fp32")])]:
+    for kind, pair in [(k, pair) for k in table for pair in pairs.get(k, [full])]:
+        x, nodes = pair
         types = {"p_nodes": nodes, "p_bias": nodes, "p_d_nodes": nodes, "p_d_bias": nodes}
         types |= {"p_x": x, "p_y": x, "p_dx": x, "p_dy": x}
-        signature = {name: "*" + types.get(name, _table_type(name)) for name in kernel.arg_names if name[:2] == "p_"}
-        classes = [(6, True)]
-        if (x, nodes) == ("bf16", "fp32"):
-            classes += [(nt, True) for nt in CONTRIBUTORS if nt != 6] + [(6, False)]
-        configs = []
-        for nt, aligned in classes:
+        pointers = {name: "*" + types.get(name, _table_type(name)) for name in kernel.arg_names if name[:2] == "p_"}
+        for nt, aligned in [(6, True), *(others if pair == usual else [])]:
             flags = {**dict.fromkeys(contributors, nt), **_flags(kind, _DOT_TYPE[x], aligned), **fixed}
-            name = f"-points{nt}" + ("" if aligned else "-unaligned")
-            configs += [c._replace(name=c.name + name, constants={**c.constants, **flags}) for _, c in table[kind]]
-        specs.append(
-            KernelSpec(
-                kernel,
-                signature | {name: "i32" for name in sizes if name in kernel.arg_names},
-                configs,
-                variant=(f"{x}-{nodes}" if kind == "half" else kind) + label,
-                divisible=list(signature),
-                tensor_cores=kind != "ieee",
+            name = (f"{x}-{nodes}" if kind == "half" else kind) + label
+            name += ("" if nt == 6 else f"-points{nt}") + ("" if aligned else "-unaligned")
+            specs.append(
+                KernelSpec(
+                    kernel,
+                    pointers | {name: "i32" for name in sizes if name in kernel.arg_names},
+                    [c._replace(constants={**c.constants, **flags}) for _, c in table[kind]],
+                    variant=name,
+                    divisible=list(pointers),
+                    tensor_cores=kind != "ieee",
+                    targets=ALL_TARGETS if pair in (usual, full) and (nt, aligned) == (6, True) else ONE_TARGET,
+                )
             )
-        )
     return specs
 
 

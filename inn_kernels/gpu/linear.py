@@ -56,7 +56,7 @@ def _config(rows: int, depth: int, stages: int, warps: int = 4, square: int | No
 
 # (most rows, configuration) by kind of multiplication; `select` takes the first that fits. Widths are random at every
 # step and choose nothing but NT. Few rows are a matter of streaming nodes: BM 16 is the least a tensor core takes, and
-# three stages of 64 nodes keep 32 KB in flight in each of the four programs an SM holds. More rows share every node they
+# three stages of 64 nodes keep 32 KB in flight in each of the four programs an SM holds. More rows share the nodes they
 # stream, up to BM 64 on eight warps (BM 128 spills), with steps of 32 for registers. float32 operands are twice as
 # wide. ieee multiplies on the ordinary cores, where a thread holds strips of both operands as deep as the step: BK 16
 # and one or two stages, or registers spill. Compiled for sm_90; not yet swept on a device.

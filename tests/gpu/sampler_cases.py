@@ -43,7 +43,7 @@ class Case(NamedTuple):
 CASES = {
     "primes": Case((67, 71), (53, 31)),
     "full size": Case((41, 37), (41, 37), "uniform"),
-    "more points": Case((3, 5), (47, 43)),
+    "more points": Case((3, 5), (23, 29)),
     "fewer points": Case((101, 89), (3, 2)),
     "clustered": Case((31, 64), (13, 17), "clustered"),
     "offsets 9": Case((13, 11, 3, 3), (9, 17)),

@@ -166,3 +166,26 @@ def test_offsets_beyond_32_bits() -> None:
     y = linear(x, nodes, None, *last.taps)
     exact, in_dtype = (x[-5:].to(d) @ weight(last, d).T for d in (torch.float64, torch.bfloat16))
     check(y[-5:], in_dtype, exact, torch.bfloat16, "y")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs a GPU")
+def test_streams_and_graphs() -> None:
+    """Launches on two streams at once, and replays of a graph, do not meet in the workspace of shared tiles."""
+    layer, dy = make("shared tiles", torch.bfloat16)
+    expected = fused(layer, dy)
+    torch.cuda.synchronize()
+    found = []
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    for stream in streams * 20:
+        with torch.cuda.stream(stream):
+            found.append(fused(layer, dy))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = fused(layer, dy)
+    graph.replay()
+    graph.replay()
+    torch.cuda.synchronize()
+    for values in (*found, captured):
+        for what, value in values.items():
+            assert torch.equal(value, expected[what]), what
