@@ -342,7 +342,8 @@ class _Search:
             if found is None or tie.tensor not in found or len(self.shapes[tie.tensor]) < 2:
                 continue
             for symbol in tie.axes:
-                strength = sum(c.sum(1) for c in tie.layout.channels(found[tie.tensor], tie.dim, symbol))
+                parts = tie.layout.channels(found[tie.tensor], tie.dim, symbol)
+                strength = torch.stack([c.sum(1) for c in parts]).sum(0)
                 if int((strength > 1e-10).sum()) < self.nodes(symbol) / 2:
                     self.discrete[symbol] = f"the outputs do not depend on {tie.tensor}, so nothing can be proved of it"
 

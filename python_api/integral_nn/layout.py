@@ -67,7 +67,7 @@ class Layout:
         parts, offset = [], 0
         for s in self.segments:
             block = offset + torch.arange(s.size).view(s.outer, s.nodes, s.inner)
-            if s.axis in orders:
+            if s.axis is not None and s.axis in orders:
                 block = block[:, orders[s.axis]]
             parts.append(block.flatten())
             offset += s.size

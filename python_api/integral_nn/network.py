@@ -152,7 +152,7 @@ class IntegralNetwork(nn.Module):
     def sampled(self) -> dict[str, Tensor]:
         """Every weight that runs along an axis, at the current sizes, differentiable; by name."""
         made: dict[tuple, Taps] = {}
-        axes = dict(zip(self._names, self.partitions))
+        axes = self.axes
         tensors = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
 
         def taps(name: str, integrated: bool, tensor: Tensor) -> Taps:

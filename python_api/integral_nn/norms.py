@@ -54,7 +54,8 @@ def fold_norms(net: nn.Module, inputs: tuple) -> list[str]:
 def _pairs(net: nn.Module, inputs: tuple) -> list[tuple[str, str]]:
     """(layer, norm) where the norm was given the very tensor that the layer returned, each called once."""
     made: list[tuple[str, Tensor]] = []
-    pairs, calls = [], dict.fromkeys(dict(net.named_modules()), 0)
+    pairs: list[tuple[str, str]] = []
+    calls = dict.fromkeys(dict(net.named_modules()), 0)
     handles = []
 
     def note(name: str) -> Any:
@@ -82,11 +83,12 @@ def _pairs(net: nn.Module, inputs: tuple) -> list[tuple[str, str]]:
 def _fold(net: nn.Module, pairs: list[tuple[str, str]]) -> None:
     for layer_name, norm_name in pairs:
         layer, norm = net.get_submodule(layer_name), net.get_submodule(norm_name)
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
         if isinstance(layer, nn.Linear):
-            fused: nn.Module = fuse_linear_bn_eval(layer, norm)  # type: ignore[type-var]
+            fused: nn.Module = fuse_linear_bn_eval(layer, norm)
         else:
-            transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
-            fused = fuse_conv_bn_eval(layer, norm, transpose=transposed)  # type: ignore[type-var]
+            assert isinstance(layer, nn.modules.conv._ConvNd)
+            fused = fuse_conv_bn_eval(layer, norm, isinstance(layer, nn.modules.conv._ConvTransposeNd))
         net.set_submodule(layer_name, fused)
         net.set_submodule(norm_name, nn.Identity())
 
@@ -97,16 +99,14 @@ def recalibrate(model: IntegralNetwork, batches: Iterable[Any]) -> None:
     The new statistics serve these sizes, `discretize()` included, until the next change of size.
 
     Args:
-        model: an integral network with norms that keep running statistics (`convert(..., fold_norms=False)`).
+        model: an integral network with norms that keep running statistics (`convert(..., fold=False)`).
         batches: inputs; each a tensor or a tuple of positional inputs.
 
     Raises:
         ValueError: no norm keeps statistics along an axis, or there are no batches.
     """
     if not model._statistics:
-        raise ValueError(
-            "the network has no norm with running statistics; convert it with fold_norms=False to keep them"
-        )
+        raise ValueError("the network has no norm with running statistics; convert with fold=False to keep them")
     was = model.training
     momenta = {m: m.momentum for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
     model.eval()

@@ -138,7 +138,7 @@ def trace_sizes(net: nn.Module, inputs: tuple, tensors: dict[str, Tensor], input
         free = set(dims)
         kinds = [DimDynamic.DYNAMIC if d in free and n > 1 else DimDynamic.STATIC for d, n in enumerate(tensor.shape)]
         source = ConstantSource(f"t{len(shapes)}_" + "".join(c if c.isalnum() else "_" for c in name))
-        context = StatelessSymbolicContext(dynamic_sizes=kinds)
+        context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
         result = mode.from_tensor(tensor.detach(), source=source, symbolic_context=context)
         for d, (size, full) in enumerate(zip(result.shape, tensor.shape)):
             shapes[name, d] = size

@@ -117,6 +117,7 @@ def tune_partitions(
     for name, axis in model.axes.items():
         if axis.size > 1:
             axis.make_trainable(curvature_partition(model, name) if bent else None)
+            axis.to(next(model.net.parameters()).device)
     if loss_fn is None or batches is None:
         return []
     kept = list(batches)
