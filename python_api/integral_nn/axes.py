@@ -14,6 +14,7 @@ import copy
 import fnmatch
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -100,7 +101,8 @@ def find_axes(
     Args:
         net: any module; it is not changed. It is run in eval mode on `example_inputs`.
         example_inputs: a tensor, or a tuple of positional inputs.
-        ignore: axes to leave discrete, by the name of the axis or of a module it ties; wildcards as in a shell.
+        ignore: axes to leave discrete, by the name of the axis, of a layer whose outputs lie along it, or of a tensor
+            it ties; wildcards as in a shell.
         only: if given, the only axes to look for, likewise.
         continuous_inputs: let the channels of the inputs be continuous too (dimension 1, or {input: dimension}).
         continuous_outputs: let the sizes of the outputs be continuous too.
@@ -175,6 +177,9 @@ class _Search:
             if not _readable(expr):
                 for symbol in expr.free_symbols:
                     self.discrete[str(symbol)] = f"its size enters another as {expr}"
+        uses = Counter(str(s) for expr in sizes.places.values() for s in expr.free_symbols)
+        uses.update(str(s) for _, _, expr in sizes.outputs for s in expr.free_symbols)
+        self.discrete |= {s: "nothing else has its size" for s in self.symbols if uses[s] == 1}
         self.output_exprs = sizes.outputs if continuous_outputs else []
         if not continuous_outputs:
             for _, _, expr in sizes.outputs:
@@ -371,14 +376,15 @@ class _Search:
             if symbol in self.discrete:
                 continue
             ties = self.ties([symbol])
-            makers = [t for t in ties if not t.integrated and len(self.shapes[t.tensor]) > 1] or ties
-            owner = makers[0].tensor.rpartition(".")[0] or makers[0].tensor
+            maker = min(ties, key=self._maker_rank)
+            owner = maker.tensor.rpartition(".")[0] or maker.tensor
             name, count = owner, 1
             while name in names.values():
                 count += 1
                 name = f"{owner}#{count}"
             names[symbol] = name
-            tied = {name} | {t.tensor for t in ties} | {t.tensor.rpartition(".")[0] for t in ties}
+            makers = {t.tensor.rpartition(".")[0] for t in ties if not t.integrated}
+            tied = {name} | makers | {t.tensor for t in ties}
             hits = [p for p in self.ignore if any(fnmatch.fnmatchcase(n, p) for n in tied)]
             matched.update(hits)
             if hits:
@@ -391,6 +397,11 @@ class _Search:
             if pattern not in matched:
                 raise ValueError(f"{pattern!r} matches no continuous axis; there are {sorted(names.values())}")
         return names
+
+    def _maker_rank(self, tie: Tie) -> tuple[bool, bool, bool]:
+        """Layers that surely make the axis come first, then raw weights, then vectors, then its readers."""
+        certain = self._usual_role((tie.tensor, tie.dim))[1]
+        return tie.integrated and certain, len(self.shapes[tie.tensor]) < 2, not certain
 
     def discrete_places(self, live: list[str]) -> list[Discrete]:
         found = []

@@ -67,7 +67,7 @@ def convert(
     boundary: str = "clamp",
     tolerance: float = 1e-5,
     seed: int = 0,
-    time_limit: float = 2.0,
+    time_limit: float = 20.0,
     progress: bool = False,
 ) -> IntegralNetwork:
     """Convert a network into an integral one that returns the same outputs at full size.
@@ -79,7 +79,8 @@ def convert(
         permute: reorder channels to make the weights smooth; needs the package fast-tsp.
         fold: fold batch norms into the layer before them where they may be. Without, their affine parameters and
             running statistics are sampled along the axis (`recalibrate` measures the statistics anew).
-        ignore: axes to leave discrete, by name of the axis or of a module or parameter it ties; shell wildcards.
+        ignore: axes to leave discrete, by name of the axis, of a layer whose outputs lie along it, or of a tensor it
+            ties; shell wildcards.
         only: if given, the only axes to make, likewise.
         nodes: nodes of each axis, as {axis: number or share of its channels} or one share for all; default: as many as
             channels. Fewer are fitted by least squares, and full size is then not exact (`report.error` says how far).
@@ -90,7 +91,7 @@ def convert(
         a, boundary: of the cubic convolution kernel.
         tolerance: largest relative error of the outputs at full size.
         seed: of the proof's random weights and of the solver's start.
-        time_limit: seconds the solver may take for an axis.
+        time_limit: seconds the solver may take for all axes together.
         progress: show a progress bar.
 
     Returns:
@@ -190,8 +191,12 @@ def _bake_parametrizations(net: nn.Module) -> None:
     """Replace parametrized weights (weight norm and the like) by their current values."""
     for module in list(net.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            # Not by `remove_parametrizations`: it edits the class, which the copy shares with the original.
+            values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore
+            del module._modules["parametrizations"]
+            module.__class__ = type(module).__bases__[0]
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value))
 
 
 def _make_axes(

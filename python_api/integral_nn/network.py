@@ -175,7 +175,7 @@ class IntegralNetwork(nn.Module):
         self._settle()
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.sampled()
-        axes = tuple(axis.version for axis in self.partitions)  # type: ignore[operator]
+        axes = tuple(axis.version for axis in self.partitions)
         tensors = [*self.net.named_parameters(), *self.net.named_buffers()]
         if any(t.is_inference() for _, t in tensors):
             return self.sampled()

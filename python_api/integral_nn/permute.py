@@ -18,7 +18,7 @@ from torch import Tensor
 from integral_nn.axes import AxisSet
 from integral_nn.layout import Tie
 
-_EXACT_DISTANCE_OPERATIONS = 4e9
+_EXACT_DISTANCE_OPERATIONS = 1.5e9
 _LARGEST_DISTANCE = 60000  # the solver's distances are 16 bits wide
 
 
@@ -48,7 +48,7 @@ def axis_features(tensors: Mapping[str, Tensor], ties: Sequence[Tie], axis: str)
     rows = [
         part.float()
         for tie in ties
-        if axis in tie.axes
+        if axis in tie.axes and tie.tensor in tensors
         for part in tie.layout.channels(tensors[tie.tensor].detach(), tie.dim, axis)
     ]
     return torch.cat(rows, 1)
@@ -141,14 +141,15 @@ def reorder_axes(
     axes: AxisSet,
     *,
     seed: int = 0,
-    time_limit: float = 2.0,
+    time_limit: float = 20.0,
     progress: bool = False,
 ) -> dict[str, Reordering]:
-    """`reorder` for every axis. The order found for one does not change the problem of another."""
+    """`reorder` for every axis, in `time_limit` seconds together. One axis's order does not change another's problem."""
     found = {}
+    second = time_limit / sum(spec.nodes for spec in axes.specs.values())
     for name, spec in _watched(axes.specs, progress):
         features = axis_features(tensors, axes.ties, name)
-        found[name] = reorder(features, blocks=spec.blocks, seed=seed, time_limit=time_limit)
+        found[name] = reorder(features, blocks=spec.blocks, seed=seed, time_limit=second * spec.nodes)
     return found
 
 

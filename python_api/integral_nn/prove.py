@@ -42,9 +42,8 @@ class Probe:
         for dtype in (torch.float64, torch.float32):
             copied = copy.deepcopy(net).eval().to(dtype)
             own = _tensors(copied)
-            drawn = {name: _draw(name, t, generator) for name, t in own.items()}
-            near = {name: t * (1 + 0.1 * torch.rand(t.shape, generator=generator).to(t)) for name, t in own.items()}
-            for tensors, given in ((drawn, randomized), (drawn, inputs), (near, inputs), (own, inputs)):
+            for draw, given in ((_draw, randomized), (_draw, inputs), (_near, inputs), (None, inputs)):
+                tensors = own if draw is None else {name: draw(name, t, generator) for name, t in own.items()}
                 self.net, self.tensors, self.inputs, self.dtype = copied, tensors, cast(given, dtype), dtype
                 try:
                     self.base = self.run(tensors)
@@ -170,13 +169,18 @@ def _draw(name: str, t: Tensor, generator: torch.Generator) -> Tensor:
     """Random values a network can live with: weights by fan-in, small biases, everything else near one."""
     leaf = name.rpartition(".")[2]
     if "bias" in leaf or "mean" in leaf:
-        drawn = 0.1 * torch.randn(t.shape, generator=generator, dtype=torch.float64)
+        drawn = 0.1 * torch.randn(t.shape, generator=generator)
     elif t.dim() >= 2:
         fan_in = max(t[0].numel(), 1)
-        drawn = 1.5 * torch.randn(t.shape, generator=generator, dtype=torch.float64) / fan_in**0.5
+        drawn = 1.5 / fan_in**0.5 * torch.randn(t.shape, generator=generator)
     else:
-        drawn = 0.5 + torch.rand(t.shape, generator=generator, dtype=torch.float64)
+        drawn = 0.5 + torch.rand(t.shape, generator=generator)
     return drawn.to(t)
+
+
+def _near(name: str, t: Tensor, generator: torch.Generator) -> Tensor:
+    """The network's own values, off by up to a tenth."""
+    return t * (1 + 0.1 * torch.rand(t.shape, generator=generator).to(t))
 
 
 def _derangement(n: int, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,7 @@ order of a sum, is recorded where it is made (concat and padding).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,13 +21,17 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils._sympy.functions import FloorDiv, Mod
+
+from integral_nn.sizes import update_sizes
 
 Place = tuple[str, int]
 """A dimension of a parameter or buffer: its name and the dimension's index."""
@@ -76,7 +81,8 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        self.operation = f"{func.overloadpacket.__name__} in {_where(self.modules)}"
+        if func is not torch.ops.aten._local_scalar_dense.default:
+            self.operation = f"{func.overloadpacket.__name__} in {_where(self.modules)}"
         if func.overloadpacket is torch.ops.aten.convolution:
             args = _symbolic_groups(args)
         result = func(*args, **(kwargs or {}))
@@ -107,11 +113,16 @@ def _where(modules: list[str]) -> str:
 
 
 def _symbolic_groups(args: tuple) -> tuple:
-    """A depthwise convolution's `groups` is a number to it; read it off the weight's own shape instead."""
+    """A depthwise convolution called with a number for `groups`: read it off the weight's own shape instead."""
     weight, transposed, groups = args[1], args[6], args[8]
     rows = weight.shape[0]
     hint = rows.node.hint if isinstance(rows, torch.SymInt) else rows
-    if groups > 1 and hint % groups == 0 and (hint == groups if transposed else weight.shape[1] == 1):
+    if (
+        isinstance(groups, int)
+        and groups > 1
+        and hint % groups == 0
+        and (hint == groups if transposed else weight.shape[1] == 1)
+    ):
         return (*args[:8], rows // (hint // groups), *args[9:])
     return args
 
@@ -157,14 +168,21 @@ def trace_sizes(net: nn.Module, inputs: tuple, tensors: dict[str, Tensor], input
         for i, x in enumerate(flat)
     ]
     recorder = _Recorder(env, [])
-    with _module_names(net, recorder.modules), mode, recorder, torch.no_grad():
+    sized = copy.deepcopy(net)
+    update_sizes(sized, {name: tuple(t.shape) for name, t in fakes.items()})  # modules' own numbers are symbols too
+    with (
+        _module_names(sized, recorder.modules),
+        _TraceableNorm(),
+        enable_python_dispatcher(),
+        mode,
+        recorder,
+        torch.no_grad(),
+    ):
         try:
-            out = functional_call(net, fakes, tuple(torch.utils._pytree.tree_unflatten(fake_inputs, spec)))
+            out = functional_call(sized, fakes, tuple(torch.utils._pytree.tree_unflatten(fake_inputs, spec)))
         except Exception as error:
-            reason = str(error).strip().split("\n")[0]
             raise ConversionError(
-                f"the network cannot be traced on shapes alone; it stops after {recorder.operation}: "
-                f"{type(error).__name__}: {reason}"
+                f"the network cannot be traced on shapes alone; it stops after {recorder.operation}: {_cause(error)}"
             ) from error
     recorder.explain()
     leaves = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
@@ -172,6 +190,24 @@ def trace_sizes(net: nn.Module, inputs: tuple, tensors: dict[str, Tensor], input
         raise ConversionError("the network returns no tensor")
     outputs = [(i, d, n) for i, t in enumerate(leaves) for d, n in enumerate(t.shape) if isinstance(n, torch.SymInt)]
     return _solve(env, shapes, hints, recorder, outputs)
+
+
+def _cause(error: Exception) -> str:
+    if "DataDependent" in type(error).__name__:
+        return "values of a tensor decide what is computed next (an `if`, `.item()` or the like)"
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+class _TraceableNorm(TorchFunctionMode):
+    """Instance norm reads its sizes as numbers; the sum of all it takes has the same shape and ties the same sizes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func not in (torch.instance_norm, torch.nn.functional.instance_norm):
+            return func(*args, **(kwargs or {}))
+        x, *vectors = [t for t in (*args, *(kwargs or {}).values()) if isinstance(t, Tensor)]
+        for vector in vectors:
+            x = x + vector.reshape(vector.shape + (1,) * (x.dim() - 2))
+        return x
 
 
 class _module_names:

@@ -187,8 +187,7 @@ def curvature_partition(model: IntegralNetwork, name: str, floor: float = 0.1) -
     """
     axis: Axis = model.axes[name]
     tensors = dict(model.net.named_parameters())
-    ties = [tie for tie in model.found.ties if tie.tensor in tensors]
-    features = axis_features(tensors, ties, name)
+    features = axis_features(tensors, model.found.ties, name)
     if axis.nodes < 3:
         return axis.partition().detach()
     bend = features.diff(n=2, dim=0).abs().mean(1).double().cpu()  # [M - 2]
