@@ -26,6 +26,8 @@ from integral_nn.interpolate import interpolate
 from integral_nn.layout import Tie
 from integral_nn.sizes import shapes_of, update_sizes
 
+_TINY = 1e-12  # least variance
+
 
 class Axes(Mapping[str, Axis]):
     """The axes of a network by name; printed, what each ties and why other dimensions are discrete."""
@@ -76,6 +78,7 @@ class IntegralNetwork(nn.Module):
                 self._ties.setdefault(tie.tensor, []).append(tie)
         buffers = {name for name, _ in net.named_buffers()}
         self._statistics = [name for name in self._ties if name in buffers]
+        self._variances = {name for name in self._statistics if name.endswith("running_var")}
         self._calibrated: dict[str, Tensor] = {}
         self._sizes: dict[str, int] | None = None
         self._kept: tuple[tuple, dict[str, Tensor]] | None = None
@@ -167,7 +170,12 @@ class IntegralNetwork(nn.Module):
         for name, ties in self._ties.items():
             kept = self._calibrated.get(name)
             tensor = tensors[name]
-            values[name] = kept.to(tensor) if kept is not None else _sample(tensor, ties, taps, self.backend)
+            if kept is not None:
+                values[name] = kept.to(tensor)
+            elif name in self._variances:  # as a geometric mean: never negative, whatever the kernel overshoots
+                values[name] = _sample(tensor.clamp(min=_TINY).log(), ties, taps, self.backend).exp()
+            else:
+                values[name] = _sample(tensor, ties, taps, self.backend)
         return values
 
     def _reusable(self) -> dict[str, Tensor]:
@@ -209,23 +217,52 @@ class IntegralNetwork(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         values = self._reusable()
         track = self.training and bool(self._statistics)
+        if track:
+            values.update({name: values[name].detach() for name in self._statistics})
         before = {name: values[name].clone() for name in self._statistics} if track else {}
+        if torch.is_grad_enabled() and any(values[name].requires_grad for name in self._statistics):
+            values = self._statistics_in_affine(values)
         out = functional_call(self.net, values, args, kwargs)
         for name, old in before.items():
-            self._move_statistics(name, values[name].detach() - old)
+            self._move_statistics(name, old, values[name].detach())
         return out
 
+    def _statistics_in_affine(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Norms with  w (x - mean) / sqrt(var + eps) + b  written as  w' x + b'.
+
+        Statistics sampled at trainable points carry gradients, which PyTorch's batch norm does not take through them.
+        """
+        values = dict(values)
+        for name, module in self.net.named_modules():
+            mean, var = (f"{name}.{s}".lstrip(".") for s in ("running_mean", "running_var"))
+            if mean not in values or not isinstance(module, nn.modules.batchnorm._NormBase):
+                continue
+            old_mean, old_var = values[mean], values[var]
+            if module.training or module.weight is None:
+                values[mean], values[var] = old_mean.detach(), old_var.detach()
+                continue
+            weight, bias = (f"{name}.{s}".lstrip(".") for s in ("weight", "bias"))
+            gain = values[weight] / (old_var + module.eps).sqrt()
+            values[weight], values[bias] = gain, values[bias] - old_mean * gain
+            values[mean] = torch.zeros_like(old_mean)
+            values[var] = torch.full_like(old_var, 1 - module.eps)
+        return values
+
     @torch.no_grad()
-    def _move_statistics(self, name: str, change: Tensor) -> None:
+    def _move_statistics(self, name: str, old: Tensor, new: Tensor) -> None:
         """Bring a change of sampled statistics back to their nodes, read as a function of the channel."""
         nodes = self.net.get_buffer(name)
         if name in self._calibrated:
-            self._calibrated[name] = self._calibrated[name] + change
-        elif change.shape == nodes.shape:
-            nodes += change
+            self._calibrated[name] = new
+            return
+        geometric = name in self._variances
+        change = (new.clamp(min=_TINY) / old).log() if geometric else new - old
+        if change.shape != nodes.shape:
+            change = torch.nn.functional.interpolate(change[None, None], nodes.shape[0], mode="linear")[0, 0]
+        if geometric:
+            nodes.copy_(nodes.clamp(min=_TINY) * change.exp())
         else:
-            spread = torch.nn.functional.interpolate(change[None, None], nodes.shape[0], mode="linear")
-            nodes += spread[0, 0]
+            nodes += change
 
     # results ---------------------------------------------------------------------------------------------------
 

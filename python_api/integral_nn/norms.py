@@ -89,6 +89,8 @@ def _fold(net: nn.Module, pairs: list[tuple[str, str]]) -> None:
         else:
             assert isinstance(layer, nn.modules.conv._ConvNd)
             fused = fuse_conv_bn_eval(layer, norm, isinstance(layer, nn.modules.conv._ConvTransposeNd))
+        for parameter in fused.parameters():  # a bias made by folding is to be trained like the rest
+            parameter.requires_grad_(layer.weight.requires_grad)
         net.set_submodule(layer_name, fused)
         net.set_submodule(norm_name, nn.Identity())
 

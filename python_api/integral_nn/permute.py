@@ -144,7 +144,7 @@ def reorder_axes(
     time_limit: float = 20.0,
     progress: bool = False,
 ) -> dict[str, Reordering]:
-    """`reorder` for every axis, in `time_limit` seconds together. One axis's order does not change another's problem."""
+    """`reorder` for every axis, in `time_limit` seconds together; no order changes another's problem."""
     found = {}
     second = time_limit / sum(spec.nodes for spec in axes.specs.values())
     for name, spec in _watched(axes.specs, progress):
