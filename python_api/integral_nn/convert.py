@@ -10,8 +10,9 @@ fewer nodes than channels, they are the least-squares solution of  S_out nodes (
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from integral_nn.layout import Tie
 from integral_nn.network import IntegralNetwork
 from integral_nn.norms import fold_norms
 from integral_nn.permute import Reordering, apply_orders, reorder_axes
-from integral_nn.symbolic import ConversionError, call, cast
+from integral_nn.symbolic import ConversionError, call
 
 _EXACT = ("trapezoid", "midpoint")
 
@@ -162,7 +163,7 @@ def convert(
 def _check_arguments(net: object, example_inputs: object, quadrature: object, size_range: object) -> None:
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be an nn.Module, got {type(net).__name__}")
-    if isinstance(net, (torch.jit.ScriptModule, torch.fx.GraphModule)) and isinstance(net, torch.jit.ScriptModule):
+    if isinstance(net, torch.jit.ScriptModule):
         raise TypeError("net must be an ordinary nn.Module, got a ScriptModule, whose sizes are compiled in")
     if isinstance(net, IntegralNetwork) or any(isinstance(m, Axis) for m in net.modules()):
         raise TypeError("net must be a discrete network, got one with integral layers; discretize it first")
@@ -218,7 +219,7 @@ def _make_axes(
         count = spec.nodes if wanted is None else wanted
         if isinstance(count, float):
             count = max(round(count * spec.nodes), 2)
-        step = spec.multiple_of * multiple_of // _gcd(spec.multiple_of, multiple_of)
+        step = math.lcm(spec.multiple_of, multiple_of)
         if step > spec.nodes:
             step = spec.multiple_of
         fewest = -(-2 // step) * step
@@ -237,10 +238,6 @@ def _make_axes(
         # Unit interior weights at as many points as there were channels.
         scales[name] = float(spec.nodes if quadrature == "midpoint" else max(spec.nodes - 1, 1))
     return axes, scales
-
-
-def _gcd(x: int, y: int) -> int:
-    return x if y == 0 else _gcd(y, x % y)
 
 
 def _nodes(weight: Tensor, ties: list[Tie], axes: dict[str, Axis], scales: dict[str, float], exact: bool) -> Tensor:
@@ -283,13 +280,16 @@ def _least_squares(values: Tensor, dim: int, axis: Axis, scale: float | None) ->
 
 def _with_nodes(found: AxisSet, axes: dict[str, Axis]) -> AxisSet:
     """The same axes with layouts of nodes in place of channels."""
-    from dataclasses import replace
 
     def renewed(tie: Tie) -> Tie:
         parts = [s if s.axis is None else replace(s, nodes=axes[s.axis].nodes) for s in tie.layout.segments]
         return replace(tie, layout=replace(tie.layout, segments=tuple(parts)))
 
     return replace(found, ties=[renewed(t) for t in found.ties])
+
+
+def _reordered(tensor: Tensor, dim: int, source: Tensor) -> Tensor:
+    return tensor.index_select(dim, source.to(tensor.device))
 
 
 @torch.no_grad()
@@ -314,11 +314,11 @@ def _output_error(
                 live = {a: orders[a] for a in tie.axes if a in orders}
                 if tie.tensor.startswith("input:") and live:
                     i = int(tie.tensor[6:])
-                    have_inputs[i] = have_inputs[i].index_select(tie.dim, tie.layout.source(live))
+                    have_inputs[i] = _reordered(have_inputs[i], tie.dim, tie.layout.source(live))
             out = call(model, {}, torch.utils._pytree.tree_unflatten(have_inputs, spec))
             for index, dim, layout in found.outputs:
                 live = {a: orders[a] for a in layout.axes if a in orders}
-                expected[index] = expected[index].index_select(dim, layout.source(live))
+                expected[index] = _reordered(expected[index], dim, layout.source(live))
             for want, have in zip(expected, out):
                 if not want.is_floating_point() or not bool(torch.isfinite(want).all()):
                     continue
@@ -329,6 +329,3 @@ def _output_error(
         for module, mode in was.items():
             module.training = mode
     return worst
-
-
-__all__ = ["Report", "cast", "convert"]

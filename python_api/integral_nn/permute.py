@@ -96,7 +96,7 @@ def shortest_path(distance: Tensor, seed: int = 0, time_limit: float = 2.0) -> T
     largest = float(distance.max())
     if not 0 < largest < float("inf"):
         return torch.arange(m)
-    scaled = (distance[shuffle][:, shuffle].double() * (_LARGEST_DISTANCE / largest)).round().to(torch.int64)
+    scaled = (distance.cpu()[shuffle][:, shuffle].double() * (_LARGEST_DISTANCE / largest)).round().to(torch.int64)
     scaled = torch.maximum(scaled, scaled.T).fill_diagonal_(0)
     cities = torch.zeros(m + 1, m + 1, dtype=torch.int64)
     cities[:m, :m] = scaled  # city m is next to everyone: the path opens there

@@ -89,7 +89,7 @@ class Probe:
             source = tie.layout.source(live)
             is_input = tie.tensor.startswith("input:")
             old = flat[int(tie.tensor[6:])] if is_input else tensors[tie.tensor]
-            new = old.index_select(tie.dim, source)
+            new = old.index_select(tie.dim, source.to(old.device))
             if weights is not None and tie.integrated:
                 factors = tie.layout.spread({a: w for a, w in weights.items() if a in tie.axes})
                 new = new * factors[source].to(new).view([-1] + [1] * (new.dim() - tie.dim - 1))
@@ -109,7 +109,8 @@ class Probe:
         for index, dim, layout in outputs:
             live = {a: orders[a] for a in layout.axes if a in orders}
             if live:
-                expected[index] = expected[index].index_select(dim, layout.source(live))
+                source = layout.source(live).to(expected[index].device)
+                expected[index] = expected[index].index_select(dim, source)
         for want, have in zip(expected, out):
             if want.shape != have.shape:
                 return float("inf")
