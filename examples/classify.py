@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small, short, two columns, in a folder of its own")
     options = parser.parse_args()
     if options.quick:
-        options.steps, options.tuning, options.width = 120, 20, 8
+        options.steps, options.tuning, options.width = 100, 12, 8
         options.limit, options.samples, options.compressions = 1347, 256, (0.0, 0.4)
         options.folder = options.folder / "quick"
     torch.set_num_threads(options.threads)

@@ -37,6 +37,7 @@ def test_axes(case):
         ties = [f"{t.tensor}[{t.dim}] {t.layout.describe()}" + " q" * t.integrated for t in model.found.ties_of(axis)]
         found[axis] = (spec.nodes, ties)
     assert found == ZOO[name].axes
+    assert list(found) == list(model.axes)
     steps = {axis: spec.multiple_of for axis, spec in model.found.specs.items() if spec.multiple_of > 1}
     assert steps == (ZOO[name].multiple_of or {})
 
@@ -52,12 +53,18 @@ def test_every_dimension_is_accounted_for(case):
             assert all(d.reason for d in discrete)
 
 
-@pytest.mark.parametrize("quadrature", ["midpoint", "trapezoid"])
+def test_exact(case):
+    name, net, model = case
+    assert model.report.error <= 1e-5
+    assert error(net, model, ZOO[name].inputs) <= 1e-5
+    assert error(net, model.discretize(), ZOO[name].inputs) <= 1e-5
+
+
 @pytest.mark.parametrize("name", list(ZOO))
-def test_exact(name, quadrature):
+def test_exact_by_trapezoid(name):
     net = build(name)
     before = copy.deepcopy(net.state_dict())
-    model = inn.convert(net, ZOO[name].inputs, quadrature=quadrature, fold=False, seed=1)
+    model = inn.convert(net, ZOO[name].inputs, quadrature="trapezoid", fold=False, seed=1)
     assert model.report.error <= 1e-5
     assert error(net, model, ZOO[name].inputs) <= 1e-5
     assert error(net, model.discretize(), ZOO[name].inputs) <= 1e-5
@@ -204,7 +211,7 @@ def test_inputs_and_outputs_continuous():
     net = nn.Sequential(nn.Conv2d(6, 10, 3), nn.ReLU(), nn.Conv2d(10, 8, 3)).eval()
     x = torch.rand(2, 6, 7, 7)
     model = inn.convert(net, x, continuous_inputs=True, continuous_outputs=True, permute=False)
-    assert list(model.axes) == ["0", "2", "input:0"] or set(model.axes) == {"0", "2", "input:0"}
+    assert list(model.axes) == ["0", "input:0", "2"]
     model.resize({"2": 4, "input:0": 3})
     assert model(x[:, ::2]).shape == (2, 4, 3, 3)
     reordered = inn.convert(net, x, continuous_inputs=True, continuous_outputs=True)

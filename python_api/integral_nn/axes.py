@@ -169,7 +169,8 @@ class _Search:
         self.choice: dict[str, int] = {}  # raw size -> which of its candidate layouts
         self.fixed: set[str] = set()
         self.flipped: dict[Place, bool] = {}
-        self.symbols = {str(s): s for s in sorted(_symbols(sizes.places.values()), key=str)}
+        in_order = (s for expr in sizes.places.values() for s in sorted(expr.free_symbols, key=str))
+        self.symbols = {str(s): s for s in in_order}  # as the network's parameters come
         for symbol in self.symbols.values():
             if sizes.hints[symbol] < 2:
                 self.discrete[str(symbol)] = "it has a single channel"
@@ -417,10 +418,6 @@ class _Search:
                 reason = f"fixed by {self.sizes.pinned[place]}: a size of the inputs, or a number in the code"
                 found.append(Discrete(tensor, dim, size, reason))
         return found
-
-
-def _symbols(exprs: Iterable[sympy.Expr]) -> set[sympy.Symbol]:
-    return set().union(*(e.free_symbols for e in exprs))
 
 
 def _terms(expr: sympy.Expr) -> list[tuple[int, str | None]]:
