@@ -6,7 +6,9 @@ from inn_kernels.quadrature import (
     partition_from_deltas,
     uniform_partition,
 )
+from integral_nn.axes import AxisSet, find_axes
 from integral_nn.axis import Axis
+from integral_nn.capacity import capacity, spectrum
 from integral_nn.conv import (
     IntegralConv1d,
     IntegralConv2d,
@@ -15,17 +17,34 @@ from integral_nn.conv import (
     integral_conv2d,
     integral_conv3d,
 )
+from integral_nn.convert import Report, convert
+from integral_nn.count import Count, count
 from integral_nn.discretize import discretize
 from integral_nn.integrate import integrate, quadrature_weights
 from integral_nn.linear import IntegralLinear, integral_linear
+from integral_nn.network import IntegralNetwork
+from integral_nn.norms import recalibrate
+from integral_nn.symbolic import ConversionError
+from integral_nn.tune import compressed_sizes, curvature_partition, tune_partitions
 
 __all__ = [
     "Axis",
+    "AxisSet",
+    "ConversionError",
+    "Count",
     "IntegralConv1d",
     "IntegralConv2d",
     "IntegralConv3d",
     "IntegralLinear",
+    "IntegralNetwork",
+    "Report",
+    "capacity",
+    "compressed_sizes",
+    "convert",
+    "count",
+    "curvature_partition",
     "discretize",
+    "find_axes",
     "gauss_legendre_partition",
     "integral_conv1d",
     "integral_conv2d",
@@ -35,5 +54,8 @@ __all__ = [
     "midpoint_partition",
     "partition_from_deltas",
     "quadrature_weights",
+    "recalibrate",
+    "spectrum",
+    "tune_partitions",
     "uniform_partition",
 ]

@@ -105,11 +105,15 @@ class Axis(nn.Module):
         if isinstance(size, float):
             if not 0 < size < float("inf"):
                 raise ValueError(f"size must be a positive share of the nodes or an int, got {size}")
-            fewest = rules.minimum_points(self.quadrature)
-            step = self.multiple_of
-            size = max(round(size * self.nodes / step), -(-fewest // step)) * step
+            size = self.share(size)
         self._set_size(size)
         return size
+
+    def share(self, part: float) -> int:
+        """The size nearest to a share of the nodes: a multiple of `multiple_of`, with points enough for the rule."""
+        fewest = rules.minimum_points(self.quadrature)
+        step = self.multiple_of
+        return max(round(part * self.nodes / step), -(-fewest // step)) * step
 
     def resample(self, generator: torch.Generator | None = None) -> int:
         """Draw a random size from `size_range`, a multiple of `multiple_of` (Algorithm 1). Returns it."""
@@ -128,6 +132,12 @@ class Axis(nn.Module):
             raise ValueError(f"a trainable axis must have at least 2 points, got {points.shape[0]}")
         self._set_size(points.shape[0])
         self.delta = nn.Parameter(_deltas_from(points.double(), self.quadrature).to(torch.get_default_dtype()))
+
+    def make_uniform(self) -> None:
+        """Forget a trainable partition: the points are those the quadrature wants again, at the current size."""
+        if self.delta is not None:
+            self.delta = None
+            self._changes += 1
 
     def partition(self) -> Tensor:
         """The current points [K] in [0, 1], float64, differentiable in `delta`."""

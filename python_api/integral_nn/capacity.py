@@ -1,0 +1,61 @@
+"""How much width carries the signal: the spectrum of the nodes along an axis (paper, section 6).
+
+By Nyquist's theorem a function without frequencies above f half-cycles is told by f + 1 samples. The nodes of an axis
+are read as samples of such functions, one for each weight the axis ties. The cosine transform is the Fourier transform
+of the function reflected at its ends, where a plain one would see a jump:
+
+    c_f = sum_i nodes[i] cos(pi f (i + 1/2) / M),   f = 0 .. M - 1
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from integral_nn.network import IntegralNetwork
+from integral_nn.permute import axis_features
+
+
+def spectrum(model: IntegralNetwork, axis: str) -> Tensor:
+    """Share of the nodes' energy at each frequency along an axis. Float64 [M], sums to 1; M is the number of nodes.
+
+    Entry f counts f half-cycles over the axis; entry 0 is the mean.
+    """
+    found = model.axes
+    nodes = found[axis].nodes
+    tensors = dict(model.net.named_parameters())
+    features = axis_features(tensors, model.found.ties, axis).double()
+    reflected = torch.cat([features, features.flip(0)])
+    power = torch.fft.rfft(reflected, dim=0)[:nodes].abs().square().sum(1)
+    # An orthonormal cosine transform weighs the mean by half.
+    power[0] /= 2
+    return power / power.sum()
+
+
+def capacity(model: IntegralNetwork, share: float = 0.99) -> dict[str, int]:
+    """The number of points each axis needs to carry a share of its nodes' energy.
+
+    Args:
+        model: an integral network.
+        share: of the energy, in (0, 1].
+
+    Returns:
+        {axis: points}: the fewest lowest frequencies that hold the share. A rough axis (channels in random order)
+        needs nearly all of its nodes, a smooth one few.
+
+    Raises:
+        ValueError: `share` is not in (0, 1].
+
+    >>> import torch, integral_nn as inn
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+    >>> needed = inn.capacity(inn.convert(net, torch.zeros(1, 4)), 0.5)
+    >>> 0 < needed["0"] <= 32
+    True
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}")
+    result = {}
+    for name, axis in model.axes.items():
+        held = spectrum(model, name).cumsum(0)
+        result[name] = min(int((held < share - 1e-12).sum()) + 1, axis.nodes)
+    return result

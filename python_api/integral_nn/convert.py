@@ -1,0 +1,331 @@
+"""Turn any network into an integral one with the same outputs.
+
+    fold batch norms -> find axes -> reorder channels -> nodes from weights -> compare outputs
+
+Nodes are the weights divided by the quadrature they will be multiplied with, so that at full size every sampled
+weight is the old one: the end nodes of a trapezoid are doubled, those of the midpoint rule unchanged. With more or
+fewer nodes than channels, they are the least-squares solution of  S_out nodes (S_in diag q)^T = weight.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from inn_kernels import reference
+from integral_nn.axes import AxisSet, fast_paths_off, find_axes
+from integral_nn.axis import Axis
+from integral_nn.layout import Tie
+from integral_nn.network import IntegralNetwork
+from integral_nn.norms import fold_norms
+from integral_nn.permute import Reordering, apply_orders, reorder_axes
+from integral_nn.symbolic import ConversionError, call
+
+_EXACT = ("trapezoid", "midpoint")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did, and how exactly."""
+
+    error: float
+    """Largest difference of outputs at full size, relative to the largest output."""
+    folded: list[str]
+    """Batch norms folded into the layer before."""
+    reordered: dict[str, Reordering] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"relative error of the outputs at full size: {self.error:.1e}"]
+        if self.folded:
+            lines.append(f"{len(self.folded)} batch norms folded")
+        for name, r in self.reordered.items():
+            share = r.after / r.before if r.before else 1.0
+            lines.append(f"  {name}: total variation {r.before:.4g} -> {r.after:.4g} ({share:.0%})")
+        return "\n".join(lines)
+
+
+def convert(
+    net: nn.Module,
+    example_inputs: Tensor | tuple,
+    *,
+    quadrature: str = "midpoint",
+    permute: bool = True,
+    fold: bool = True,
+    ignore: str | Iterable[str] = (),
+    only: str | Iterable[str] | None = None,
+    nodes: float | Mapping[str, int | float] | None = None,
+    size_range: tuple[float, float] = (0.5, 1.0),
+    multiple_of: int = 1,
+    continuous_inputs: bool | Mapping[int, int] = False,
+    continuous_outputs: bool = False,
+    a: float = -0.75,
+    boundary: str = "clamp",
+    tolerance: float = 1e-5,
+    seed: int = 0,
+    time_limit: float = 20.0,
+    progress: bool = False,
+) -> IntegralNetwork:
+    """Convert a network into an integral one that returns the same outputs at full size.
+
+    Args:
+        net: any `nn.Module`; it is not changed.
+        example_inputs: a tensor, or a tuple of positional inputs, of the shapes the network will see.
+        quadrature: "midpoint" (no channel at the ends weighs half) or "trapezoid" (the paper's).
+        permute: reorder channels to make the weights smooth; needs the package fast-tsp.
+        fold: fold batch norms into the layer before them where they may be. Without, their affine parameters and
+            running statistics are sampled along the axis (`recalibrate` measures the statistics anew).
+        ignore: axes to leave discrete, by name of the axis, of a layer whose outputs lie along it, or of a tensor it
+            ties; shell wildcards.
+        only: if given, the only axes to make, likewise.
+        nodes: nodes of each axis, as {axis: number or share of its channels} or one share for all; default: as many as
+            channels. Fewer are fitted by least squares, and full size is then not exact (`report.error` says how far).
+        size_range: shares of the channels between which `resample` draws sizes.
+        multiple_of: sizes that `resample` draws, or `resize` by share, are multiples of this (8 suits many devices).
+        continuous_inputs: let the channels of the inputs be continuous too (dimension 1, or {input: dimension}).
+        continuous_outputs: let the sizes of the outputs be continuous too.
+        a, boundary: of the cubic convolution kernel.
+        tolerance: largest relative error of the outputs at full size.
+        seed: of the proof's random weights and of the solver's start.
+        time_limit: seconds the solver may take for all axes together.
+        progress: show a progress bar.
+
+    Returns:
+        An `IntegralNetwork` in the mode (train or eval) of `net`; `print(model.axes)` shows what is continuous and what
+        is not, `model.report` how exact the conversion is and what the new order saves.
+
+    Raises:
+        ConversionError: the network cannot be traced or run, has no continuous axis, or its outputs would change; the
+            message names the operation or the dimension.
+        ValueError, TypeError: bad arguments; the message names them.
+
+    Source: paper, section 4.
+
+    >>> import torch, integral_nn as inn
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+    >>> model = inn.convert(net, torch.zeros(1, 4))
+    >>> bool(torch.allclose(model(torch.ones(1, 4)), net(torch.ones(1, 4)), atol=1e-6))
+    True
+    >>> model.resize(0.5)
+    {'0': 16}
+    >>> model.discretize()
+    Sequential(
+      (0): Linear(in_features=4, out_features=16, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=16, out_features=2, bias=True)
+    )
+    """
+    _check_arguments(net, example_inputs, quadrature, size_range)
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    plain = _copied(net).eval()
+    _bake_parametrizations(plain)
+    with fast_paths_off():
+        folded = fold_norms(plain, inputs) if fold else []
+        found = find_axes(
+            plain,
+            inputs,
+            ignore=ignore,
+            only=only,
+            continuous_inputs=continuous_inputs,
+            continuous_outputs=continuous_outputs,
+            seed=seed,
+        )
+    if not found.specs:
+        raise ConversionError(f"the network has no continuous axis:\n{found.summary()}")
+    tensors = {n: t.detach() for n, t in [*plain.named_parameters(), *plain.named_buffers()]}
+    reordered = reorder_axes(tensors, found, seed=seed, time_limit=time_limit, progress=progress) if permute else {}
+    orders = {name: r.order for name, r in reordered.items()}
+    tensors = apply_orders(tensors, found, orders)
+    axes, scales = _make_axes(found, nodes, quadrature, size_range, multiple_of, a, boundary)
+    exact = all(axes[name].nodes == spec.nodes for name, spec in found.specs.items())
+    for name, old in [*plain.named_parameters(), *plain.named_buffers()]:
+        ties = [tie for tie in found.ties if tie.tensor == name]
+        if ties:
+            old.data = _nodes(tensors[name], ties, axes, scales, exact)
+    if not exact:
+        found = _with_nodes(found, axes)
+    model = IntegralNetwork(plain, found, axes, scales)
+    error = _output_error(net, model, inputs, found, orders if continuous_inputs or continuous_outputs else {})
+    if exact and not error <= tolerance:
+        raise ConversionError(
+            f"the outputs at full size differ by {error:.1e} of the largest output, more than tolerance={tolerance:g}; "
+            "if the network amplifies rounding that much, convert it in float64 or raise the tolerance"
+        )
+    model.report = Report(error, folded, reordered)
+    return model.train(net.training)
+
+
+def _check_arguments(net: object, example_inputs: object, quadrature: object, size_range: object) -> None:
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be an nn.Module, got {type(net).__name__}")
+    if isinstance(net, torch.jit.ScriptModule):
+        raise TypeError("net must be an ordinary nn.Module, got a ScriptModule, whose sizes are compiled in")
+    if isinstance(net, IntegralNetwork) or any(isinstance(m, Axis) for m in net.modules()):
+        raise TypeError("net must be a discrete network, got one with integral layers; discretize it first")
+    if not isinstance(example_inputs, (Tensor, tuple)):
+        raise TypeError(
+            f"example_inputs must be a tensor or a tuple of positional inputs, got {type(example_inputs).__name__}"
+        )
+    if quadrature not in _EXACT:
+        raise ValueError(f"quadrature must be one of {list(_EXACT)} for an exact conversion, got {quadrature!r}")
+    low_high = isinstance(size_range, tuple) and len(size_range) == 2
+    if not low_high or not 0 < size_range[0] <= size_range[1]:  # type: ignore[index]
+        raise ValueError(f"size_range must be shares (low, high) with 0 < low <= high, got {size_range!r}")
+    for name, parameter in net.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(f"net has uninitialized parameters ({name!r}): run it once first")
+
+
+def _copied(net: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(net)
+    except Exception as error:
+        raise ConversionError(f"the network cannot be copied: {type(error).__name__}: {error}") from error
+
+
+def _bake_parametrizations(net: nn.Module) -> None:
+    """Replace parametrized weights (weight norm and the like) by their current values."""
+    for module in list(net.modules()):
+        if parametrize.is_parametrized(module):
+            # Not by `remove_parametrizations`: it edits the class, which the copy shares with the original.
+            values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore
+            del module._modules["parametrizations"]
+            module.__class__ = type(module).__bases__[0]
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value))
+
+
+def _make_axes(
+    found: AxisSet,
+    nodes: float | Mapping[str, int | float] | None,
+    quadrature: str,
+    size_range: tuple[float, float],
+    multiple_of: int,
+    a: float,
+    boundary: str,
+) -> tuple[dict[str, Axis], dict[str, float]]:
+    if isinstance(nodes, Mapping):
+        for name in nodes:
+            if name not in found.specs:
+                raise ValueError(f"nodes names an unknown axis {name!r}; there are {list(found.specs)}")
+    axes, scales = {}, {}
+    for name, spec in found.specs.items():
+        wanted = nodes.get(name) if isinstance(nodes, Mapping) else nodes
+        count = spec.nodes if wanted is None else wanted
+        if isinstance(count, float):
+            count = max(round(count * spec.nodes), 2)
+        step = math.lcm(spec.multiple_of, multiple_of)
+        if step > spec.nodes:
+            step = spec.multiple_of
+        fewest = -(-2 // step) * step
+        low = max(round(size_range[0] * spec.nodes / step) * step, fewest)
+        high = max(round(size_range[1] * spec.nodes / step) * step, low)
+        axis = Axis(
+            count,
+            spec.nodes,
+            quadrature=quadrature,
+            size_range=(low, high),
+            multiple_of=step,
+            a=a,
+            boundary=boundary,
+        )
+        axes[name] = axis
+        # Unit interior weights at as many points as there were channels.
+        scales[name] = float(spec.nodes if quadrature == "midpoint" else max(spec.nodes - 1, 1))
+    return axes, scales
+
+
+def _nodes(weight: Tensor, ties: list[Tie], axes: dict[str, Axis], scales: dict[str, float], exact: bool) -> Tensor:
+    """Nodes whose sample at full size is `weight`, or the nearest to it."""
+    dtype, nodes = weight.dtype, weight.double()
+    for tie in ties:
+        if exact:
+            if not tie.integrated:
+                continue
+            weights = {}
+            for name in tie.axes:
+                taps = axes[name].taps(weighted=True, scale=scales[name], dtype=torch.float64)
+                weights[name] = taps.weight.sum(1)
+            factors = tie.layout.spread(weights).to(nodes.device)
+            nodes = nodes / factors.view([-1] + [1] * (nodes.dim() - tie.dim - 1))
+        else:
+
+            def fit(piece: Tensor, dim: int, name: str, tie: Tie = tie) -> Tensor:
+                return _least_squares(piece, dim, axes[name], scales[name] if tie.integrated else None)
+
+            nodes = tie.layout.sample(nodes, tie.dim, fit)
+    return nodes.to(dtype)
+
+
+def _least_squares(values: Tensor, dim: int, axis: Axis, scale: float | None) -> Tensor:
+    """Nodes along `dim` whose sample is nearest to `values`; of those, the nearest to a plain interpolation."""
+    taps = axis.taps(weighted=scale is not None, scale=scale or 1.0, dtype=torch.float64)
+    eye = torch.eye(axis.nodes, dtype=torch.float64)
+    matrix = reference.interpolate(eye, taps.start, taps.weight, 0, torch.float64)  # [K, M]
+    channels = values.movedim(dim, 0)
+    flat = channels.reshape(channels.shape[0], -1)
+    weights = taps.weight.sum(1, keepdim=True).to(flat)
+    start = torch.nn.functional.interpolate(
+        (flat / weights).T[None], axis.nodes, mode="linear", align_corners=axis.quadrature != "midpoint"
+    )[0].T
+    matrix = matrix.to(flat)
+    nodes = start + torch.linalg.pinv(matrix) @ (flat - matrix @ start)
+    return nodes.reshape(axis.nodes, *channels.shape[1:]).movedim(0, dim)
+
+
+def _with_nodes(found: AxisSet, axes: dict[str, Axis]) -> AxisSet:
+    """The same axes with layouts of nodes in place of channels."""
+
+    def renewed(tie: Tie) -> Tie:
+        parts = [s if s.axis is None else replace(s, nodes=axes[s.axis].nodes) for s in tie.layout.segments]
+        return replace(tie, layout=replace(tie.layout, segments=tuple(parts)))
+
+    return replace(found, ties=[renewed(t) for t in found.ties])
+
+
+def _reordered(tensor: Tensor, dim: int, source: Tensor) -> Tensor:
+    return tensor.index_select(dim, source.to(tensor.device))
+
+
+@torch.no_grad()
+def _output_error(
+    net: nn.Module, model: IntegralNetwork, inputs: tuple, found: AxisSet, orders: dict[str, Tensor]
+) -> float:
+    """Largest relative difference of the outputs, on the example inputs and on noise of their shapes."""
+    was = {m: m.training for m in net.modules()}
+    net.eval(), model.eval()
+    generator = torch.Generator().manual_seed(0)
+    flat, spec = torch.utils._pytree.tree_flatten(inputs)
+    noise = [
+        torch.rand(x.shape, generator=generator).to(x) if isinstance(x, Tensor) and x.is_floating_point() else x
+        for x in flat
+    ]
+    worst = 0.0
+    try:
+        for given in (inputs, torch.utils._pytree.tree_unflatten(noise, spec)):
+            expected = call(net, {}, given)
+            have_inputs = list(torch.utils._pytree.tree_flatten(given)[0])
+            for tie in found.ties:
+                live = {a: orders[a] for a in tie.axes if a in orders}
+                if tie.tensor.startswith("input:") and live:
+                    i = int(tie.tensor[6:])
+                    have_inputs[i] = _reordered(have_inputs[i], tie.dim, tie.layout.source(live))
+            out = call(model, {}, torch.utils._pytree.tree_unflatten(have_inputs, spec))
+            for index, dim, layout in found.outputs:
+                live = {a: orders[a] for a in layout.axes if a in orders}
+                expected[index] = _reordered(expected[index], dim, layout.source(live))
+            for want, have in zip(expected, out):
+                if not want.is_floating_point() or not bool(torch.isfinite(want).all()):
+                    continue
+                largest = float(want.abs().max()) if want.numel() else 0.0
+                if largest > 0:
+                    worst = max(worst, float((want - have).abs().max()) / largest)
+    finally:
+        for module, mode in was.items():
+            module.training = mode
+    return worst

@@ -1,0 +1,337 @@
+"""An integral network: any module whose weights are sampled from nodes along the axes they share.
+
+    weight = S_out nodes (S_in diag q)^T        every dimension along an axis, tied dimensions at the same points
+
+The module itself is kept, with nodes in place of its weights and under the same names. A call samples every weight at
+the current sizes and runs the module on them, so that its forward method, whatever it does, needs to know nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from inn_kernels import dispatch
+from inn_kernels.taps import Taps
+from integral_nn import _arguments as arguments
+from integral_nn.axes import AxisSet
+from integral_nn.axis import Axis
+from integral_nn.discretize import sample
+from integral_nn.interpolate import interpolate
+from integral_nn.layout import Tie
+from integral_nn.sizes import shapes_of, update_sizes
+
+_TINY = 1e-12  # least variance
+
+
+class Axes(Mapping[str, Axis]):
+    """The axes of a network by name; printed, what each ties and why other dimensions are discrete."""
+
+    def __init__(self, axes: dict[str, Axis], found: AxisSet) -> None:
+        self._axes = axes
+        self.found = found
+
+    def __getitem__(self, name: str) -> Axis:
+        if name not in self._axes:
+            raise KeyError(f"no axis {name!r}; there are {list(self._axes)}")
+        return self._axes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._axes)
+
+    def __len__(self) -> int:
+        return len(self._axes)
+
+    def ties(self, name: str) -> list[str]:
+        """The dimensions along an axis, as "conv1.weight[0]"."""
+        return [f"{tie.tensor}[{tie.dim}]" for tie in self.found.ties_of(name)]
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {axis.size}/{axis.nodes}" for name, axis in self._axes.items())
+        return f"{self.found.summary()}\nsizes now: {sizes}"
+
+
+class IntegralNetwork(nn.Module):
+    """What `convert` returns: called like the network it came from, at any size of its axes.
+
+    `net` holds the nodes, named like the weights they replace; `state_dict` has them as `net.<name>`, and the points of
+    tuned partitions as `partitions.<i>.delta`. `partitions[i]` is the i-th axis of `axes`.
+    """
+
+    def __init__(self, net: nn.Module, found: AxisSet, axes: dict[str, Axis], scales: dict[str, float]) -> None:
+        super().__init__()
+        self.net = net
+        self.found = found
+        self.partitions = nn.ModuleList(axes.values())
+        self.backend: str | None = None
+        self.report: Any = None
+        self._names = list(axes)
+        self._scales = dict(scales)
+        self._ties: dict[str, list[Tie]] = {}
+        for tie in found.ties:
+            if not tie.tensor.startswith("input:"):
+                self._ties.setdefault(tie.tensor, []).append(tie)
+        buffers = {name for name, _ in net.named_buffers()}
+        self._statistics = [name for name in self._ties if name in buffers]
+        self._variances = {name for name in self._statistics if name.endswith("running_var")}
+        self._calibrated: dict[str, Tensor] = {}
+        self._sizes: dict[str, int] | None = None
+        self._kept: tuple[tuple, dict[str, Tensor]] | None = None
+
+    # axes ------------------------------------------------------------------------------------------------------
+
+    @property
+    def axes(self) -> Axes:
+        """The continuous axes by name."""
+        axes = {name: axis for name, axis in zip(self._names, self.partitions)}
+        return Axes(axes, self.found)  # type: ignore[arg-type]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The current size of each axis."""
+        return {name: axis.size for name, axis in self.axes.items()}
+
+    def resize(self, size: float | Mapping[str, int | float]) -> dict[str, int]:
+        """Set sizes: one share of every axis's nodes, or {axis: size or share}. Returns all sizes.
+
+        A share is rounded to what the axis allows (`multiple_of`, the quadrature's fewest points).
+
+        Raises:
+            ValueError: an unknown axis, a share that is not positive, a size the axis does not allow.
+            TypeError: neither a float nor a mapping.
+
+        >>> import torch, integral_nn as inn
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+        >>> model = inn.convert(net, torch.zeros(1, 4))
+        >>> model.resize(0.75)
+        {'0': 24}
+        """
+        axes = self.axes
+        if isinstance(size, Mapping):
+            for name, value in size.items():
+                if name not in axes:
+                    raise ValueError(f"size names an unknown axis {name!r}; there are {list(axes)}")
+                self._check_size(name, axes[name], value)
+            for name, value in size.items():
+                axes[name].resize(value)
+        elif isinstance(size, (int, float)) and not isinstance(size, bool):
+            for axis in axes.values():
+                axis.resize(float(size))
+        else:
+            raise TypeError(f"size must be a share or a mapping from axes to sizes, got {type(size).__name__}")
+        return self.sizes
+
+    @staticmethod
+    def _check_size(name: str, axis: Axis, value: int | float) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"size of axis {name!r} must be an int or a share, got {type(value).__name__}")
+        step = axis.multiple_of
+        if isinstance(value, int) and (value < 1 or value % step):
+            raise ValueError(f"size of axis {name!r} must be a positive multiple of {step}, got {value}")
+
+    def resample(self, generator: torch.Generator | None = None, *, common: bool = False) -> dict[str, int]:
+        """Draw random sizes for this step (Algorithm 1): each axis its own, or `common`, all at one ratio.
+
+        Sizes come from each axis's `size_range`, in multiples of its `multiple_of`. Returns them.
+        """
+        ratio = float(torch.rand((), generator=generator)) if common else None
+        for axis in self.axes.values():
+            if ratio is None:
+                axis.resample(generator)
+            else:
+                low, high = axis.size_range or (-(-axis.nodes // 2), axis.nodes)
+                step = axis.multiple_of
+                first, last = -(-low // step), high // step
+                axis.resize(step * (first + min(int(ratio * (last - first + 1)), last - first)))
+        return self.sizes
+
+    # sampling --------------------------------------------------------------------------------------------------
+
+    def sampled(self) -> dict[str, Tensor]:
+        """Every weight that runs along an axis, at the current sizes, differentiable; by name."""
+        made: dict[tuple, Taps] = {}
+        axes = self.axes
+        tensors = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
+
+        def taps(name: str, integrated: bool, tensor: Tensor) -> Taps:
+            wide = arguments.working_dtype(tensor, tensor.dtype)
+            key = (name, integrated, wide, tensor.device)
+            if key not in made:
+                scale = self._scales[name] if integrated else 1.0
+                made[key] = axes[name].taps(weighted=integrated, scale=scale, dtype=wide, device=tensor.device)
+            return made[key]
+
+        values = {}
+        for name, ties in self._ties.items():
+            kept = self._calibrated.get(name)
+            tensor = tensors[name]
+            if kept is not None:
+                values[name] = kept.to(tensor)
+            elif name in self._variances:  # as a geometric mean: never negative, whatever the kernel overshoots
+                values[name] = _sample(tensor.clamp(min=_TINY).log(), ties, taps, self.backend).exp()
+            else:
+                values[name] = _sample(tensor, ties, taps, self.backend)
+        return values
+
+    def _reusable(self) -> dict[str, Tensor]:
+        """Sampled weights, kept from the last call in eval mode with gradients off while nothing changed."""
+        self._settle()
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.sampled()
+        axes = tuple(axis.version for axis in self.partitions)
+        tensors = [*self.net.named_parameters(), *self.net.named_buffers()]
+        if any(t.is_inference() for _, t in tensors):
+            return self.sampled()
+        parts = tuple((t.data_ptr(), t._version, t.device, t.dtype) for n, t in tensors if n in self._ties)
+        key = (torch.is_inference_mode_enabled(), self.backend, axes, parts)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, self.sampled())
+        return self._kept[1]
+
+    def _settle(self) -> None:
+        """Follow a change of size: modules' own numbers, and statistics measured at another size."""
+        sizes = self.sizes
+        if sizes == self._sizes:
+            return
+        self._sizes = sizes
+        self._calibrated = {}
+        self._kept = None
+        update_sizes(self.net, self.shapes(sizes))
+
+    def shapes(self, sizes: Mapping[str, int] | None = None) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter and buffer at these sizes (default: the current ones)."""
+        sizes = self.sizes if sizes is None else sizes
+        shapes = shapes_of(dict(self.net.named_parameters()) | dict(self.net.named_buffers()))
+        for name, ties in self._ties.items():
+            shape = list(shapes[name])
+            for tie in ties:
+                shape[tie.dim] = tie.layout.resized(sizes)
+            shapes[name] = tuple(shape)
+        return shapes
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        values = self._reusable()
+        track = self.training and bool(self._statistics)
+        if track:
+            values.update({name: values[name].detach() for name in self._statistics})
+        before = {name: values[name].clone() for name in self._statistics} if track else {}
+        if torch.is_grad_enabled() and any(values[name].requires_grad for name in self._statistics):
+            values = self._statistics_in_affine(values)
+        out = functional_call(self.net, values, args, kwargs)
+        for name, old in before.items():
+            self._move_statistics(name, old, values[name].detach())
+        return out
+
+    def _statistics_in_affine(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Norms with  w (x - mean) / sqrt(var + eps) + b  written as  w' x + b'.
+
+        Statistics sampled at trainable points carry gradients, which PyTorch's batch norm does not take through them.
+        """
+        values = dict(values)
+        for name, module in self.net.named_modules():
+            mean, var = (f"{name}.{s}".lstrip(".") for s in ("running_mean", "running_var"))
+            if mean not in values or not isinstance(module, nn.modules.batchnorm._NormBase):
+                continue
+            old_mean, old_var = values[mean], values[var]
+            if module.training or module.weight is None:
+                values[mean], values[var] = old_mean.detach(), old_var.detach()
+                continue
+            weight, bias = (f"{name}.{s}".lstrip(".") for s in ("weight", "bias"))
+            gain = values[weight] / (old_var + module.eps).sqrt()
+            values[weight], values[bias] = gain, values[bias] - old_mean * gain
+            values[mean] = torch.zeros_like(old_mean)
+            values[var] = torch.full_like(old_var, 1 - module.eps)
+        return values
+
+    @torch.no_grad()
+    def _move_statistics(self, name: str, old: Tensor, new: Tensor) -> None:
+        """Bring a change of sampled statistics back to their nodes, read as a function of the channel."""
+        nodes = self.net.get_buffer(name)
+        if name in self._calibrated:
+            self._calibrated[name] = new
+            return
+        geometric = name in self._variances
+        change = (new.clamp(min=_TINY) / old).log() if geometric else new - old
+        if change.shape != nodes.shape:
+            change = torch.nn.functional.interpolate(change[None, None], nodes.shape[0], mode="linear")[0, 0]
+        if geometric:
+            nodes.copy_(nodes.clamp(min=_TINY) * change.exp())
+        else:
+            nodes += change
+
+    # results ---------------------------------------------------------------------------------------------------
+
+    def discretize(self) -> nn.Module:
+        """A plain network of the current sizes: the original module with ordinary weights, no trace of axes."""
+        self._settle()
+        with torch.no_grad():
+            values = {name: value.detach().clone() for name, value in self.sampled().items()}
+        plain = copy.deepcopy(self.net)
+        for name, old in [*plain.named_parameters(), *plain.named_buffers()]:
+            if name in values:
+                old.data = values[name]
+        update_sizes(plain, shapes_of(values))
+        return plain.train(self.training)
+
+    def parameter_count(self, sizes: Mapping[str, int] | None = None) -> int:
+        """Parameters of the plain network at these sizes (default: the current ones)."""
+        shapes = self.shapes(sizes)
+        return sum(torch.Size(shapes[name]).numel() for name, _ in self.net.named_parameters())
+
+    def roughness(self, order: int = 2, power: float = 2.0) -> Tensor:
+        """How rough the nodes are: the mean |difference|^power between neighbours, summed over axes.
+
+        Add a small multiple of it to the loss to train networks that bear smaller sizes. `order` 1 with `power` 1 is
+        total variation; 2 and 2 the bending of a spline.
+        """
+        if order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, got {order!r}")
+        tensors = dict(self.net.named_parameters())
+        total: Tensor | None = None
+        for tie in self.found.ties:
+            for axis in tie.axes if tie.tensor in tensors else ():
+                for rows in tie.layout.channels(tensors[tie.tensor], tie.dim, axis):
+                    if rows.shape[0] > order:
+                        value = rows.diff(n=order, dim=0).abs().pow(power).mean()
+                        total = value if total is None else total + value
+        if total is None:
+            raise ValueError(f"no axis has more than {order} nodes")
+        return total
+
+    def train(self, mode: bool = True) -> IntegralNetwork:
+        """Set training mode, and forget the weights kept for eval calls."""
+        self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_kept": None}
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._calibrated, self._kept = {}, None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={axis.size}/{axis.nodes}" for name, axis in self.axes.items())
+
+
+def _sample(nodes: Tensor, ties: list[Tie], taps: Any, backend: str | None) -> Tensor:
+    """One tensor at the points of its axes."""
+    chosen = dispatch.select_backend(backend, nodes.device, nodes.dtype)
+    by_dim = {tie.dim: tie for tie in ties}
+    if all(tie.layout.plain and tie.dim < 2 for tie in ties):
+        along = [taps(t.axes[0], t.integrated, nodes) if (t := by_dim.get(d)) else None for d in range(2)]
+        return sample(nodes, along[: nodes.dim()], nodes.dtype, chosen)
+    wide = arguments.working_dtype(nodes, nodes.dtype)
+    value = nodes.to(wide)
+    for tie in ties:
+
+        def along_axis(piece: Tensor, dim: int, axis: str, tie: Tie = tie) -> Tensor:
+            return interpolate(piece, taps(axis, tie.integrated, nodes), dim, wide, chosen)
+
+        value = tie.layout.sample(value, tie.dim, along_axis)
+    return value.to(nodes.dtype)

@@ -1,0 +1,134 @@
+"""Normalization with statistics: folded into the layer before it where that changes nothing, or measured anew.
+
+Folding turns  y = g (W x + b - mean) / sqrt(var + eps) + beta  into one linear layer. Whether a layer's outputs reach
+anything but its norm is not looked up but tried: the folded network must return what it did before.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from integral_nn.network import IntegralNetwork
+from integral_nn.prove import Probe
+from integral_nn.symbolic import call
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+def fold_norms(net: nn.Module, inputs: tuple) -> list[str]:
+    """Fold batch norms of `net` into the layers before them, in place. Returns the names of those folded.
+
+    A norm stays that reads anything but one linear layer, whose layer feeds anything else, or that has no statistics.
+    """
+    pairs = _pairs(net, inputs)
+    if not pairs:
+        return []
+    probe = Probe(net, inputs)
+
+    def unchanged(some: list[tuple[str, str]]) -> bool:
+        trial = copy.deepcopy(probe.net)
+        values = dict(trial.named_parameters()) | dict(trial.named_buffers())
+        with torch.no_grad():
+            for name, value in probe.tensors.items():
+                values[name].copy_(value)
+            try:
+                _fold(trial, some)
+                out = [t for t in call(trial, {}, probe.inputs) if t.is_floating_point()]
+            except Exception:
+                return False
+        errors = [(x - y).abs().max() / x.abs().max() for x, y in zip(probe.base, out)]
+        return all(float(e) <= probe.tolerance for e in errors)
+
+    good = pairs if unchanged(pairs) else [pair for pair in pairs if unchanged([pair])]
+    _fold(net, good)
+    return [norm for _, norm in good]
+
+
+def _pairs(net: nn.Module, inputs: tuple) -> list[tuple[str, str]]:
+    """(layer, norm) where the norm was given the very tensor that the layer returned, each called once."""
+    made: list[tuple[str, Tensor]] = []
+    pairs: list[tuple[str, str]] = []
+    calls = dict.fromkeys(dict(net.named_modules()), 0)
+    handles = []
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple, out: Any) -> None:
+            calls[name] += 1
+            if isinstance(module, _NORMS) and args and module.track_running_stats:
+                pairs.extend((layer, name) for layer, tensor in made if tensor is args[0])
+            elif isinstance(module, _LINEAR) and isinstance(out, Tensor):
+                made.append((name, out))
+
+        return hook
+
+    try:
+        for name, module in net.named_modules():
+            if isinstance(module, (*_NORMS, *_LINEAR)):
+                handles.append(module.register_forward_hook(note(name)))
+        with torch.no_grad():
+            net(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(layer, norm) for layer, norm in pairs if calls[layer] == calls[norm] == 1]
+
+
+def _fold(net: nn.Module, pairs: list[tuple[str, str]]) -> None:
+    for layer_name, norm_name in pairs:
+        layer, norm = net.get_submodule(layer_name), net.get_submodule(norm_name)
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        if isinstance(layer, nn.Linear):
+            fused: nn.Module = fuse_linear_bn_eval(layer, norm)
+        else:
+            assert isinstance(layer, nn.modules.conv._ConvNd)
+            fused = fuse_conv_bn_eval(layer, norm, isinstance(layer, nn.modules.conv._ConvTransposeNd))
+        for parameter in fused.parameters():  # a bias made by folding is to be trained like the rest
+            parameter.requires_grad_(layer.weight.requires_grad)
+        net.set_submodule(layer_name, fused)
+        net.set_submodule(norm_name, nn.Identity())
+
+
+def recalibrate(model: IntegralNetwork, batches: Iterable[Any]) -> None:
+    """Measure the running statistics of all norms anew at the current sizes.
+
+    The new statistics serve these sizes, `discretize()` included, until the next change of size.
+
+    Args:
+        model: an integral network with norms that keep running statistics (`convert(..., fold=False)`).
+        batches: inputs; each a tensor or a tuple of positional inputs.
+
+    Raises:
+        ValueError: no norm keeps statistics along an axis, or there are no batches.
+    """
+    if not model._statistics:
+        raise ValueError("the network has no norm with running statistics; convert with fold=False to keep them")
+    was = model.training
+    momenta = {m: m.momentum for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
+    model.eval()
+    model._settle()
+    try:
+        with torch.no_grad():
+            values = model.sampled()
+            model._calibrated = {n: values[n].clone() for n in model._statistics}
+        for norm in momenta:
+            norm.train()
+        model.training = True
+        count = 0
+        for count, batch in enumerate(batches, start=1):
+            for norm in momenta:
+                norm.momentum = 1.0 / count  # the plain mean over batches
+            with torch.no_grad():
+                model(*(batch if isinstance(batch, tuple) else (batch,)))
+        if count == 0:
+            raise ValueError("batches must hold at least one batch, got none")
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+        model.train(was)

@@ -1,0 +1,192 @@
+"""Proof of an axis on the network itself, in float64 and with random weights, so that nothing is true by accident.
+
+    permutation   reorder the channels everywhere the axis runs: the outputs must stay as they were
+    refinement    put every channel twice, and halve the weights where the network sums over the axis: likewise
+
+The first shows that the axis ties what belongs together, in the right layout. The second that the network runs at
+another size, and that every sum over the axis is one a quadrature can weight: a softmax over channels, or a dot product
+of two feature maps, passes the first and fails the second. A third check, on gradients, makes sure that the outputs
+depend on the channels at all, without which the other two would prove nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from integral_nn.layout import Layout, Tie
+from integral_nn.sizes import shapes_of, update_sizes
+from integral_nn.symbolic import ConversionError, call, cast
+
+OutputTie = tuple[int, int, Layout]
+"""An output's index, its dimension, and the axes along it."""
+
+
+class Probe:
+    """A copy of a network with random weights in float64 (float32 where it cannot run in float64).
+
+    Raises:
+        ConversionError: the network's outputs are not finite, or differ between two runs on the same inputs.
+    """
+
+    def __init__(self, net: nn.Module, inputs: tuple, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.generator = generator
+        flat, spec = torch.utils._pytree.tree_flatten(inputs)
+        noise = [_noise_like(x, generator) if isinstance(x, Tensor) and x.is_floating_point() else x for x in flat]
+        randomized = torch.utils._pytree.tree_unflatten(noise, spec)
+        failures = []
+        for dtype in (torch.float64, torch.float32):
+            copied = copy.deepcopy(net).eval().to(dtype)
+            own = _tensors(copied)
+            for draw, given in ((_draw, randomized), (_draw, inputs), (_near, inputs), (None, inputs)):
+                tensors = own if draw is None else {name: draw(name, t, generator) for name, t in own.items()}
+                self.net, self.tensors, self.inputs, self.dtype = copied, tensors, cast(given, dtype), dtype
+                try:
+                    self.base = self.run(tensors)
+                    again = self.run(tensors)
+                except Exception as error:
+                    failures.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+                    continue
+                if not all(torch.equal(x, y) for x, y in zip(self.base, again) if not x.isnan().any()):
+                    raise ConversionError(
+                        "the network's outputs differ between two runs on the same inputs in eval mode: nothing can be "
+                        "proved of it"
+                    )
+                if all(bool(torch.isfinite(t).all()) and bool(t.abs().sum() > 0) for t in self.base):
+                    self.tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+                    self.shapes = shapes_of(tensors)
+                    return
+                failures.append("the outputs are zero or not finite")
+        raise ConversionError(f"the network does not run on its example inputs: {failures[-1]}")
+
+    def run(self, tensors: dict[str, Tensor], inputs: tuple | None = None) -> list[Tensor]:
+        """Floating-point outputs with these tensors."""
+        inputs = self.inputs if inputs is None else inputs
+        with torch.no_grad():
+            return [t for t in call(self.net, tensors, inputs) if t.is_floating_point()]
+
+    def changed(
+        self,
+        ties: Sequence[Tie],
+        orders: dict[str, Tensor],
+        outputs: Sequence[OutputTie] = (),
+        weights: dict[str, Tensor] | None = None,
+    ) -> float:
+        """How far the outputs move (relative to their size) when channels become `orders`; infinite on an error.
+
+        `weights` [new channels] multiplies integrated dimensions.
+        """
+        tensors = dict(self.tensors)
+        flat, spec = torch.utils._pytree.tree_flatten(self.inputs)
+        for tie in ties:
+            live = {a: orders[a] for a in tie.axes if a in orders}
+            if not live:
+                continue
+            source = tie.layout.source(live)
+            is_input = tie.tensor.startswith("input:")
+            old = flat[int(tie.tensor[6:])] if is_input else tensors[tie.tensor]
+            new = old.index_select(tie.dim, source.to(old.device))
+            if weights is not None and tie.integrated:
+                factors = tie.layout.spread({a: w for a, w in weights.items() if a in tie.axes})
+                new = new * factors[source].to(new).view([-1] + [1] * (new.dim() - tie.dim - 1))
+            if is_input:
+                flat[int(tie.tensor[6:])] = new
+            else:
+                tensors[tie.tensor] = new
+        try:
+            update_sizes(self.net, shapes_of(tensors))
+            out = self.run(tensors, torch.utils._pytree.tree_unflatten(flat, spec))
+        except Exception:
+            return float("inf")
+        finally:
+            update_sizes(self.net, self.shapes)
+        worst = 0.0
+        expected = list(self.base)
+        for index, dim, layout in outputs:
+            live = {a: orders[a] for a in layout.axes if a in orders}
+            if live:
+                source = layout.source(live).to(expected[index].device)
+                expected[index] = expected[index].index_select(dim, source)
+        for want, have in zip(expected, out):
+            if want.shape != have.shape:
+                return float("inf")
+            error = (want - have).abs().max() / want.abs().max()
+            worst = max(worst, float(error)) if bool(torch.isfinite(error)) else float("inf")
+        return worst
+
+    def permuted(
+        self, ties: Sequence[Tie], axes: dict[str, tuple[int, int]], outputs: Sequence[OutputTie] = ()
+    ) -> float:
+        """`changed` under random permutations of the axes {name: (nodes, blocks)}, which leave blocks whole."""
+        orders = {}
+        for name, (nodes, blocks) in axes.items():
+            each = nodes // blocks
+            rows = [b * each + _derangement(each, self.generator) for b in range(blocks)]
+            orders[name] = torch.cat([rows[b] for b in _derangement(blocks, self.generator).tolist()])
+        return self.changed(ties, orders, outputs)
+
+    def refined(self, ties: Sequence[Tie], axes: Iterable[str], outputs: Sequence[OutputTie] = ()) -> float:
+        """`changed` when each channel of `axes` is put twice, with half the weight where it is summed over."""
+        nodes = {s.axis: s.nodes for tie in ties for s in tie.layout.segments if s.axis is not None}
+        axes = list(axes)
+        orders = {name: torch.arange(nodes[name]).repeat_interleave(2) for name in axes}
+        weights = {name: torch.full((nodes[name],), 0.5, dtype=torch.float64) for name in axes}
+        return self.changed(ties, orders, outputs, weights)
+
+    def gradients(self) -> dict[str, Tensor] | None:
+        """|gradient * value| of a random sum of the outputs, for every parameter; None where autograd cannot run."""
+        names = dict(self.net.named_parameters())
+        leaves = {n: t.detach().clone().requires_grad_(n in names) for n, t in self.tensors.items()}
+        try:
+            with torch.enable_grad():
+                out = [t for t in call(self.net, leaves, self.inputs) if t.is_floating_point()]
+                weights = [torch.randn(t.shape, generator=self.generator).to(t) for t in out]
+                total = sum(
+                    ((t * w).sum() / t.detach().abs().max() for t, w in zip(out, weights)), out[0].new_zeros(())
+                )
+                live = {n: t for n, t in leaves.items() if t.requires_grad}
+                grads = torch.autograd.grad(total, list(live.values()), allow_unused=True)
+        except RuntimeError:
+            return None
+        return {
+            n: torch.zeros_like(t) if g is None else (g * t).abs().detach() for (n, t), g in zip(live.items(), grads)
+        }
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    named = [*net.named_parameters(), *net.named_buffers()]
+    return {name: t.detach() for name, t in named if t.is_floating_point()}
+
+
+def _noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+
+
+def _draw(name: str, t: Tensor, generator: torch.Generator) -> Tensor:
+    """Random values a network can live with: weights by fan-in, small biases, everything else near one."""
+    leaf = name.rpartition(".")[2]
+    if "bias" in leaf or "mean" in leaf:
+        drawn = 0.1 * torch.randn(t.shape, generator=generator)
+    elif t.dim() >= 2:
+        fan_in = max(t[0].numel(), 1)
+        drawn = 1.5 / fan_in**0.5 * torch.randn(t.shape, generator=generator)
+    else:
+        drawn = 0.5 + torch.rand(t.shape, generator=generator)
+    return drawn.to(t)
+
+
+def _near(name: str, t: Tensor, generator: torch.Generator) -> Tensor:
+    """The network's own values, off by up to a tenth."""
+    return t * (1 + 0.1 * torch.rand(t.shape, generator=generator).to(t))
+
+
+def _derangement(n: int, generator: torch.Generator) -> Tensor:
+    """A random order of n elements that moves (nearly) all of them."""
+    order = torch.randperm(n, generator=generator)
+    if n > 1 and bool((order == torch.arange(n)).all()):
+        order = order.roll(1)
+    return order

@@ -1,0 +1,355 @@
+"""Symbolic sizes: which dimensions of a network's tensors must be equal, read off one run on tensors without data.
+
+Every parameter and buffer gets a symbol for each of its sizes, and the network runs once on fake tensors that carry
+shapes alone. An operation that needs two sizes to agree says so as an equation:
+
+    conv1.weight [a, 3, 3, 3]   bn.weight [b]   conv2.weight [c, d, 3, 3]        bn: a = b    conv2: d = a
+
+The solved sizes are what `axes` reads: one symbol, one axis; a sum, consecutive segments (a concat); a multiple, an
+axis whose channels carry several features (a flatten); a number, a discrete dimension. What sizes cannot tell, the
+order of a sum, is recorded where it is made (concat and padding).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._sympy.functions import FloorDiv, Mod
+
+from integral_nn.sizes import update_sizes
+
+Place = tuple[str, int]
+"""A dimension of a parameter or buffer: its name and the dimension's index."""
+
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+
+
+class ConversionError(ValueError):
+    """A network that cannot be converted: which operation, in which module, and why."""
+
+
+@dataclass
+class Sizes:
+    """Sizes of every parameter's and buffer's dimensions as expressions of a few symbols."""
+
+    places: dict[Place, sympy.Expr]
+    """Size of each dimension."""
+    hints: dict[sympy.Symbol, int]
+    """What each symbol is at full size."""
+    raw: dict[Place, str]
+    """The size before divisions were taken out: dimensions with the same one are laid out alike."""
+    orders: dict[sympy.Expr, list[tuple[sympy.Expr, ...]]]
+    """Orders in which a sum was put together."""
+    divisible: list[tuple[sympy.Expr, int]]
+    """Expressions that must be multiples of a number."""
+    outputs: list[tuple[int, int, sympy.Expr]]
+    """Outputs of symbolic size: index, dimension, size."""
+    pinned: dict[Place, str]
+    """Why a dimension is a number."""
+
+    def full(self, expr: sympy.Expr) -> int:
+        """The value of an expression at full size."""
+        return int(expr.subs(self.hints))
+
+
+@dataclass
+class _Recorder(TorchDispatchMode):
+    """Notes what sizes do not tell while the network runs: concat orders, and which operation fixed a size."""
+
+    env: ShapeEnv
+    modules: list[str]
+    orders: list[tuple[Any, tuple[Any, ...]]] = field(default_factory=list)
+    fixed: dict[sympy.Symbol, str] = field(default_factory=dict)
+    operation: str = "the forward method"
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is not torch.ops.aten._local_scalar_dense.default:
+            self.operation = f"{func.overloadpacket.__name__} in {_where(self.modules)}"
+        if func.overloadpacket is torch.ops.aten.convolution:
+            args = _symbolic_groups(args)
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.cat.default:
+            dim = args[1] if len(args) > 1 else (kwargs or {}).get("dim", 0)
+            parts = [t for t in args[0] if t.dim() == result.dim()]
+            self._note(result.shape[dim], tuple(t.shape[dim] for t in parts))
+        elif func is torch.ops.aten.constant_pad_nd.default:
+            for i in range(len(args[1]) // 2):
+                low, high = args[1][2 * i : 2 * i + 2]
+                self._note(result.shape[-1 - i], (low, args[0].shape[-1 - i], high))
+        self.explain()
+        return result
+
+    def _note(self, total: Any, parts: tuple[Any, ...]) -> None:
+        if isinstance(total, torch.SymInt):
+            self.orders.append((total, parts))
+
+    def explain(self) -> None:
+        """Put down the current operation as the reason of every size that has become a number since."""
+        for symbol, value in list(self.env.replacements.items()):
+            if symbol not in self.fixed and self.env.replace(value).is_number:
+                self.fixed[symbol] = self.operation
+
+
+def _where(modules: list[str]) -> str:
+    return f"module {modules[-1]!r}" if modules and modules[-1] else "the network itself"
+
+
+def _symbolic_groups(args: tuple) -> tuple:
+    """A depthwise convolution called with a number for `groups`: read it off the weight's own shape instead."""
+    weight, transposed, groups = args[1], args[6], args[8]
+    rows = weight.shape[0]
+    hint = rows.node.hint if isinstance(rows, torch.SymInt) else rows
+    if (
+        isinstance(groups, int)
+        and groups > 1
+        and hint % groups == 0
+        and (hint == groups if transposed else weight.shape[1] == 1)
+    ):
+        return (*args[:8], rows // (hint // groups), *args[9:])
+    return args
+
+
+def trace_sizes(net: nn.Module, inputs: tuple, tensors: dict[str, Tensor], inputs_free: Iterable[Place] = ()) -> Sizes:
+    """Run `net` once on shapes alone and solve for the sizes of `tensors` (its parameters and buffers).
+
+    Args:
+        net: the network, in eval mode.
+        inputs: example inputs; their shapes stay numbers, but for those in `inputs_free`.
+        tensors: by name, as `functional_call` takes them.
+        inputs_free: places ("input:0", dim) of inputs whose size is a symbol too.
+
+    Raises:
+        ConversionError: an operation cannot run on shapes alone: values decide what is computed.
+    """
+    env = ShapeEnv(duck_shape=False)
+    mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
+    owners = dict(net.named_modules())
+    hints: dict[sympy.Symbol, int] = {}
+    shapes: dict[Place, Any] = {}
+
+    def fake(name: str, tensor: Tensor, dims: Iterable[int]) -> Tensor:
+        free = set(dims)
+        kinds = [DimDynamic.DYNAMIC if d in free and n > 1 else DimDynamic.STATIC for d, n in enumerate(tensor.shape)]
+        source = ConstantSource(f"t{len(shapes)}_" + "".join(c if c.isalnum() else "_" for c in name))
+        context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
+        result = mode.from_tensor(tensor.detach(), source=source, symbolic_context=context)
+        for d, (size, full) in enumerate(zip(result.shape, tensor.shape)):
+            shapes[name, d] = size
+            if isinstance(size, torch.SymInt):
+                hints[size.node._expr] = int(full)
+        return result
+
+    fakes = {}
+    for name, tensor in tensors.items():
+        kernel = isinstance(owners.get(name.rpartition(".")[0]), _CONVOLUTIONS)
+        fakes[name] = fake(name, tensor, range(min(2, tensor.dim()) if kernel else tensor.dim()))
+    flat, spec = tree_flatten(inputs)
+    free_dims = {name: [d for other, d in inputs_free if other == name] for name, _ in inputs_free}
+    fake_inputs = [
+        fake(f"input:{i}", x, free_dims.get(f"input:{i}", ())) if isinstance(x, Tensor) else x
+        for i, x in enumerate(flat)
+    ]
+    recorder = _Recorder(env, [])
+    sized = copy.deepcopy(net)
+    update_sizes(sized, {name: tuple(t.shape) for name, t in fakes.items()})  # modules' own numbers are symbols too
+    with (
+        _module_names(sized, recorder.modules),
+        _TraceableNorm(),
+        enable_python_dispatcher(),
+        mode,
+        recorder,
+        torch.no_grad(),
+    ):
+        try:
+            out = functional_call(sized, fakes, tuple(torch.utils._pytree.tree_unflatten(fake_inputs, spec)))
+        except Exception as error:
+            raise ConversionError(
+                f"the network cannot be traced on shapes alone; it stops after {recorder.operation}: {_cause(error)}"
+            ) from error
+    recorder.explain()
+    leaves = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+    if not leaves:
+        raise ConversionError("the network returns no tensor")
+    outputs = [(i, d, n) for i, t in enumerate(leaves) for d, n in enumerate(t.shape) if isinstance(n, torch.SymInt)]
+    return _solve(env, shapes, hints, recorder, outputs)
+
+
+def _cause(error: Exception) -> str:
+    if "DataDependent" in type(error).__name__:
+        return "values of a tensor decide what is computed next (an `if`, `.item()` or the like)"
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+class _TraceableNorm(TorchFunctionMode):
+    """Instance norm reads its sizes as numbers; the sum of all it takes has the same shape and ties the same sizes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func not in (torch.instance_norm, torch.nn.functional.instance_norm):
+            return func(*args, **(kwargs or {}))
+        x, *vectors = [t for t in (*args, *(kwargs or {}).values()) if isinstance(t, Tensor)]
+        for vector in vectors:
+            x = x + vector.reshape(vector.shape + (1,) * (x.dim() - 2))
+        return x
+
+
+class _module_names:
+    """While active, `stack` holds the names of the modules of `net` that are running."""
+
+    def __init__(self, net: nn.Module, stack: list[str]) -> None:
+        self.net, self.stack = net, stack
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        for name, module in self.net.named_modules():
+            enter = module.register_forward_pre_hook(lambda *_, name=name: self.stack.append(name))
+            leave = module.register_forward_hook(self._leave)
+            self.handles += [enter, leave]
+
+    def _leave(self, *_: object) -> None:
+        self.stack.pop()
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def _expr(env: ShapeEnv, size: Any) -> sympy.Expr:
+    return env.replace(size.node.expr) if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
+
+
+def _solve(
+    env: ShapeEnv,
+    shapes: dict[Place, Any],
+    hints: dict[sympy.Symbol, int],
+    recorder: _Recorder,
+    outputs: list[tuple[int, int, Any]],
+) -> Sizes:
+    """Use up the equations, and take divisions out: s // k in a size makes s = k u, with u the new symbol."""
+    guards = [env.replace(guard.expr) for guard in env.guards]
+    equations = [g.lhs - g.rhs for g in guards if isinstance(g, sympy.Eq)]
+    places = {place: _expr(env, size) for place, size in shapes.items()}
+    solution = _eliminate(equations)
+    first = {place: _subs(expr, solution) for place, expr in places.items()}
+    division: dict[sympy.Symbol, sympy.Expr] = {}
+    current = first
+    for _ in range(16):
+        found = next(_divisions(current.values()), None)
+        if found is None:
+            break
+        symbol, k = found
+        if k == 0 or hints[symbol] % k:
+            break
+        part = sympy.Symbol(f"{symbol}_{k}", positive=True, integer=True)
+        hints[part] = hints[symbol] // k
+        division = {s: e.subs(symbol, k * part) for s, e in division.items()} | {symbol: k * part}
+        solution = _eliminate([_subs(e, division) for e in equations])
+        current = {place: _subs(_subs(expr, division), solution) for place, expr in places.items()}
+
+    def final(size: Any) -> sympy.Expr:
+        return _subs(_subs(_expr(env, size), division), solution)
+
+    orders: dict[sympy.Expr, list[tuple[sympy.Expr, ...]]] = {}
+    for total, parts in recorder.orders:
+        order = tuple(e for e in map(final, parts) if e != 0)
+        known = orders.setdefault(final(total), [])
+        if order not in known and len(order) > 1:
+            known.append(order)
+    divisible = [(_subs(_subs(e, division), solution), k) for e, k in _multiples(guards, env)]
+    pinned = {}
+    for place, size in shapes.items():
+        if isinstance(size, torch.SymInt) and current[place].is_number:
+            pinned[place] = recorder.fixed.get(size.node._expr, "an equation between sizes")
+    return Sizes(
+        places=current,
+        hints=hints,
+        raw={place: str(expr) for place, expr in first.items()},
+        orders=orders,
+        divisible=[(e, k) for e, k in divisible if not e.is_number],
+        outputs=[(i, d, e) for i, d, size in outputs if not (e := final(size)).is_number],
+        pinned=pinned,
+    )
+
+
+def _subs(expr: sympy.Expr, table: dict[sympy.Symbol, sympy.Expr]) -> sympy.Expr:
+    return sympy.expand(expr.subs(table)) if table and expr.free_symbols & table.keys() else expr
+
+
+def _divisions(exprs: Iterable[sympy.Expr]) -> Iterator[tuple[sympy.Symbol, int]]:
+    """Symbols inside s // k, ((s + c) // k), and k."""
+    for expr in exprs:
+        for division in expr.atoms(FloorDiv):
+            base, k = division.args
+            for symbol in sorted(base.free_symbols, key=str):
+                coefficient = sympy.expand(base).coeff(symbol)
+                if k.is_number and coefficient.is_number and coefficient != 0:
+                    yield symbol, int(k) // math.gcd(int(k), int(coefficient))
+
+
+def _multiples(guards: list[sympy.Basic], env: ShapeEnv) -> Iterator[tuple[sympy.Expr, int]]:
+    facts = [g.lhs for g in guards if isinstance(g, sympy.Eq) and g.rhs == 0]
+    for fact in [*facts, *(env.replace(e) for e in env.divisible)]:
+        if isinstance(fact, Mod) and fact.args[1].is_number:
+            yield fact.args[0], int(fact.args[1])
+
+
+def _eliminate(equations: list[sympy.Expr]) -> dict[sympy.Symbol, sympy.Expr]:
+    """Solve linear equations one by one for a symbol each: symbol -> expression. Others are left to the proof."""
+    solution: dict[sympy.Symbol, sympy.Expr] = {}
+    for equation in equations:
+        equation = _subs(equation, solution)
+        if equation.is_number:
+            continue
+        solved = _linear_solution(equation)
+        if solved is not None:
+            symbol, value = solved
+            solution = {s: _subs(e, {symbol: value}) for s, e in solution.items()} | {symbol: value}
+    return solution
+
+
+def _linear_solution(equation: sympy.Expr) -> tuple[sympy.Symbol, sympy.Expr] | None:
+    """(symbol, value) with  coefficient * symbol + rest = 0, a value with whole coefficients, best all positive."""
+    equation = sympy.expand(equation)
+    inside = set().union(*(f.free_symbols for f in equation.atoms(FloorDiv, Mod))) if equation.args else set()
+    best = None
+    for symbol in sorted(equation.free_symbols - inside, key=str):
+        coefficient = equation.coeff(symbol)
+        rest = sympy.expand(equation - coefficient * symbol)
+        if not coefficient.is_Integer or symbol in rest.free_symbols:
+            continue
+        value = sympy.expand(-rest / coefficient)
+        terms = [c for _, c in value.as_coefficients_dict().items()]
+        if not all(c.is_Integer for c in terms):
+            continue
+        if all(c >= 0 for c in terms):
+            return symbol, value
+        best = best or (symbol, value)
+    return best
+
+
+def call(net: nn.Module, tensors: dict[str, Tensor], inputs: tuple) -> list[Tensor]:
+    """Outputs of `net` with `tensors` in place of its parameters and buffers, as a flat list of tensors."""
+    out = functional_call(net, tensors, inputs)
+    return [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+
+
+def cast(inputs: Any, dtype: torch.dtype) -> Any:
+    """Every floating-point tensor of `inputs` in `dtype`."""
+    return tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)

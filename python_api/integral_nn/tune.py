@@ -1,0 +1,216 @@
+"""Place the points of a partition where the network needs them (paper, section 3.2 and pipeline B).
+
+    delta -> P = cumsum(delta^2 / sum delta^2)
+
+By data: nodes stay as they are, and only the deltas are trained on a few batches, so that a converted network loses
+channels without any training of its weights. Without data: points are placed where the nodes bend, with density
+
+    p(x) ~ ( |F''(x)| + floor )^(1/3),
+
+which spreads the error h^3 |F''| of a quadrature evenly over its cells (F'' taken over everything the axis ties).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from integral_nn.axis import Axis
+from integral_nn.network import IntegralNetwork
+from integral_nn.permute import axis_features
+
+_EXTRAS = ("biases", "norms")
+
+
+def compressed_sizes(model: IntegralNetwork, compression: float) -> dict[str, int]:
+    """Sizes, the same share of every axis, that remove a share `compression` of the network's parameters.
+
+    Args:
+        model: an integral network.
+        compression: share of the parameters at full size to remove, in [0, 1).
+
+    Raises:
+        ValueError: `compression` is out of range, or more than the smallest sizes can remove.
+    """
+    if isinstance(compression, bool) or not isinstance(compression, (int, float)):
+        raise TypeError(f"compression must be a float, got {type(compression).__name__}")
+    if not 0 <= compression < 1:
+        raise ValueError(f"compression must be a share of the parameters in [0, 1), got {compression}")
+    axes = model.axes
+    full = model.parameter_count({name: axis.nodes for name, axis in axes.items()})
+
+    def sizes(share: float) -> dict[str, int]:
+        return {name: axis.share(share) for name, axis in axes.items()}
+
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if model.parameter_count(sizes(middle)) > (1 - compression) * full:
+            high = middle
+        else:
+            low = middle
+    best = min((sizes(low), sizes(high)), key=lambda s: abs(model.parameter_count(s) - (1 - compression) * full))
+    removed = 1 - model.parameter_count(best) / full
+    if removed < compression - 0.05:
+        raise ValueError(f"compression {compression:g} is more than the smallest sizes remove ({removed:.2f})")
+    return best
+
+
+def tune_partitions(
+    model: IntegralNetwork,
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    batches: Iterable[Any] | None = None,
+    *,
+    compression: float | None = None,
+    sizes: float | Mapping[str, int | float] | None = None,
+    also: str | Iterable[str] = (),
+    steps: int | None = None,
+    lr: float = 0.02,
+    extra_lr: float = 1e-3,
+    start: str = "uniform",
+    progress: bool = False,
+) -> list[float]:
+    """Tune the points of every axis at given sizes; nothing else changes, unless `also` says so.
+
+    Args:
+        model: an integral network. Its axes get trainable partitions, which `state_dict` keeps.
+        loss_fn: (model, batch) -> a scalar to minimize. None: place the points by the curvature of the nodes.
+        batches: an iterable of batches, gone through again and again.
+        compression: share of the parameters to remove; sizes are chosen for it (`compressed_sizes`).
+        sizes: or the sizes themselves, as `resize` takes them. Default: the current ones.
+        also: "biases", "norms": parameters of one dimension to train along with the points.
+        steps: number of optimizer steps; default: 100 passes over the batches, at most 1000 steps.
+        lr: of the deltas (whose mean square starts at 1), lowered to zero along a cosine.
+        extra_lr: of what `also` names.
+        start: "uniform" points, or "curvature".
+        progress: show a progress bar.
+
+    Returns:
+        The loss at each step (none without `loss_fn`).
+
+    Raises:
+        ValueError: both `compression` and `sizes`; batches without loss_fn or the other way round; no batches; an
+            unknown name; a loss that is not finite.
+
+    Source: paper, section 3.2; the placement by curvature answers its open question on data-free partitions.
+    """
+    names = [also] if isinstance(also, str) else list(also)
+    for name in names:
+        if name not in _EXTRAS:
+            raise ValueError(f"also must name some of {list(_EXTRAS)}, got {name!r}")
+    if start not in ("uniform", "curvature"):
+        raise ValueError(f"start must be 'uniform' or 'curvature', got {start!r}")
+    if (loss_fn is None) != (batches is None):
+        raise ValueError("loss_fn and batches must be given together, or neither (points by curvature)")
+    if compression is not None and sizes is not None:
+        raise ValueError("give compression or sizes, not both")
+    for axis in model.axes.values():
+        axis.make_uniform()
+    if compression is not None:
+        model.resize(compressed_sizes(model, compression))
+    elif sizes is not None:
+        model.resize(sizes)
+    bent = start == "curvature" or loss_fn is None
+    for name, axis in model.axes.items():
+        if axis.size > 1:
+            axis.make_trainable(curvature_partition(model, name) if bent else None)
+            axis.to(next(model.net.parameters()).device)
+    if loss_fn is None or batches is None:
+        return []
+    kept = list(batches)
+    if not kept:
+        raise ValueError("batches must hold at least one batch, got none")
+    total = min(100 * len(kept), 1000) if steps is None else steps
+    return _train(model, loss_fn, kept, names, total, lr, extra_lr, progress)
+
+
+def _train(
+    model: IntegralNetwork,
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    batches: list[Any],
+    also: list[str],
+    steps: int,
+    lr: float,
+    extra_lr: float,
+    progress: bool,
+) -> list[float]:
+    deltas = [axis.delta for axis in model.axes.values() if axis.delta is not None]
+    extras = _extras(model, also)
+    asked = {p: p.requires_grad for p in model.parameters()}
+    was = model.training
+    for p in asked:
+        p.requires_grad_(any(p is q for q in (*deltas, *extras)))
+    groups = [{"params": deltas, "lr": lr}, {"params": extras, "lr": extra_lr}]
+    optimizer = torch.optim.Adam([g for g in groups if g["params"]], betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    losses = []
+    model.eval()  # statistics and dropout stay as they are: the network is tuned as it will be used
+    try:
+        for step in _counted(steps, progress):
+            loss = loss_fn(model, batches[step % len(batches)])
+            if not bool(torch.isfinite(loss)):
+                raise ValueError(f"loss_fn returned {float(loss)} at step {step}")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+    finally:
+        for p, flag in asked.items():
+            p.requires_grad_(flag)
+        model.train(was)
+    return losses
+
+
+def _extras(model: IntegralNetwork, also: list[str]) -> list[nn.Parameter]:
+    """Biases, and the affine parameters of norms."""
+    found = []
+    norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+    for module in model.net.modules():
+        for name, p in module.named_parameters(recurse=False):
+            is_norm = isinstance(module, norms)
+            if ("norms" in also and is_norm) or ("biases" in also and not is_norm and "bias" in name and p.dim() == 1):
+                found.append(p)
+    return list(dict.fromkeys(found))
+
+
+def curvature_partition(model: IntegralNetwork, name: str, floor: float = 0.1) -> Tensor:
+    """Points [K] of an axis at its current size, denser where its nodes bend.
+
+    Args:
+        model: an integral network.
+        name: of the axis.
+        floor: share of the mean curvature added everywhere, so that flat stretches keep some points.
+    """
+    axis: Axis = model.axes[name]
+    tensors = dict(model.net.named_parameters())
+    features = axis_features(tensors, model.found.ties, name)
+    if axis.nodes < 3:
+        return axis.partition().detach()
+    bend = features.diff(n=2, dim=0).abs().mean(1).double().cpu()  # [M - 2]
+    bend = torch.cat([bend[:1], bend, bend[-1:]])
+    density = (bend + floor * bend.mean() + 1e-30).pow(1 / 3)
+    if axis.quadrature == "midpoint":
+        cumulated = torch.cat([density.new_zeros(1), density.cumsum(0)])  # at cell edges
+        targets = (torch.arange(axis.size, dtype=torch.float64) + 0.5) / axis.size
+    else:
+        cumulated = torch.cat([density.new_zeros(1), ((density[1:] + density[:-1]) / 2).cumsum(0)])  # at nodes
+        targets = torch.linspace(0, 1, axis.size, dtype=torch.float64)
+    cumulated = cumulated / cumulated[-1]
+    right = torch.searchsorted(cumulated, targets).clamp(1, cumulated.numel() - 1)
+    left_value, right_value = cumulated[right - 1], cumulated[right]
+    part = (targets - left_value) / (right_value - left_value)
+    return ((right - 1 + part) / (cumulated.numel() - 1)).clamp(0, 1)
+
+
+def _counted(steps: int, progress: bool) -> Iterable[int]:
+    if not progress:
+        return range(steps)
+    try:
+        from tqdm import trange
+    except ImportError:
+        return range(steps)
+    return trange(steps, desc="tuning partitions", mininterval=0.5)
