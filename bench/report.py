@@ -24,7 +24,7 @@ def render(rows: list[dict[str, str]]) -> str:
     lines = [
         f"Measured on {device}; PyTorch {version}, commit `{commit}`, float32, medians of paired runs.",
         "",
-        "Training step (forward and backward) of one layer. In brackets: times the dense layer of the discretized size.",
+        "Training step (forward and backward) of one layer; in brackets, over the dense layer of the discretized size.",
         "",
         "| layer | dense | ours, `auto` | `materialize` | `factored` | through `grid_sample` | error (ours / dense) |",
         "|---|---|---|---|---|---|---|",

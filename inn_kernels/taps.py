@@ -224,9 +224,9 @@ def taps_for(
         named = quadrature if isinstance(quadrature, str) else None
         key = (*key, nodes, basis, named, weighted, scale if weighted else None, dtype, device)
         found = _cache.get(key)
-        if found is not None:
+        if found is not None and _unchanged(partition, found[1]):
             _cache[key] = _cache.pop(key, found)  # most recently used last
-            return found
+            return found[0]
     check_basis(basis)
     rules.check_quadrature(quadrature)
     check_partition(partition, name)
@@ -268,9 +268,9 @@ def _compute(
     return make_taps(partition, nodes, basis, centred=centred, multiplier=multiplier, dtype=dtype)
 
 
-# Taps of fixed partitions, least recently used first. An int partition is its own key; a tensor is known by
-# identity and version, and its entries go when it goes.
-_cache: dict[tuple, Taps] = {}
+# Taps of fixed partitions and the points they were made of, least recently used first. An int partition is its own
+# key; a tensor is known by identity and version, and its entries go when it goes.
+_cache: dict[tuple, tuple[Taps, Tensor | None]] = {}
 _CACHE_SIZE = 4096
 
 
@@ -282,12 +282,21 @@ def _cache_key(partition: Partition) -> tuple | None:
     return (id(partition), partition._version)
 
 
+def _unchanged(partition: Partition, points: Tensor | None) -> bool:
+    """Whether a tensor still holds the points its taps were made of: writing through `.data` leaves no other trace."""
+    if not isinstance(partition, Tensor) or points is None or partition.is_cuda:  # comparing would wait for the GPU
+        return True
+    return torch.equal(partition, points)
+
+
 def _remember(key: tuple, taps: Taps, partition: Partition) -> None:
+    points = None
     if isinstance(partition, Tensor):
         weakref.finalize(partition, _cache.pop, key, None)
+        points = partition.detach().clone()
     while len(_cache) >= _CACHE_SIZE:
         _cache.pop(next(iter(_cache)), None)
-    _cache[key] = taps
+    _cache[key] = (taps, points)
 
 
 def neighbours(taps: Taps) -> Tensor:

@@ -256,7 +256,7 @@ def test_groups():
 
 
 @pytest.mark.parametrize("call", [linear, conv])
-@pytest.mark.parametrize("bad", ["fused", "", None, 1])
+@pytest.mark.parametrize("bad", ["eager", "", None, 1])
 def test_dataflow(bad, call):
     refused(ValueError, ["dataflow", "materialize", repr(bad)], lambda: call(dataflow=bad))
 
@@ -346,7 +346,7 @@ def test_layers():
     refused(TypeError, ["in_axis", "str"], lambda: inn.IntegralLinear("8", 4))
     refused(ValueError, ["out_axis", "0"], lambda: inn.IntegralLinear(8, 0))
     refused(TypeError, ["taps", "float"], lambda: inn.IntegralLinear(8, 4, taps=2.0))
-    refused(ValueError, ["dataflow", "'fused'"], lambda: inn.IntegralLinear(8, 4, dataflow="fused"))
+    refused(ValueError, ["dataflow", "'eager'"], lambda: inn.IntegralLinear(8, 4, dataflow="eager"))
     refused(ValueError, ["backend", "'cuda'"], lambda: inn.IntegralLinear(8, 4, backend="cuda"))
     refused(ValueError, ["groups", "3"], lambda: inn.IntegralConv2d(8, 4, 3, groups=3))
     refused(ValueError, ["groups", "2"], lambda: inn.IntegralConv2d(inn.Axis(8), 4, 3, groups=2))

@@ -162,3 +162,13 @@ def test_taps_made_in_inference_mode_serve_training():
     assert taps_for(23, 19).weight is made.weight
     (common.dense_taps(*taps_for(23, 19)) @ nodes).sum().backward()
     assert nodes.grad is not None
+
+
+def test_a_fixed_partition_written_through_data_gets_new_taps():
+    partition = torch.linspace(0, 1, 5)
+    before = taps_for(partition, 9)
+    assert taps_for(partition, 9) is before
+    partition.data.copy_(torch.tensor([0.0, 0.1, 0.2, 0.3, 1.0]))
+    after = taps_for(partition, 9)
+    assert not torch.equal(after.weight, before.weight)
+    assert torch.equal(after.weight, taps_for(partition.clone(), 9).weight)

@@ -100,7 +100,8 @@ class Axis(nn.Module):
     def resize(self, size: int | float) -> int:
         """Set the number of points: an int, or a share of the nodes (rounded to `multiple_of`). Returns the size.
 
-        A trainable partition keeps its shape: its points are interpolated to the new number.
+        A trainable partition keeps its shape: its points are interpolated to the new number. `delta` changes size with
+        it, so an optimizer's state of it (Adam's moments) must be dropped.
         """
         if isinstance(size, float):
             if not 0 < size < float("inf"):
