@@ -68,7 +68,7 @@ FORWARD = {
 NODE_GRADIENT = {
     "half": ((ANY, _square(64, 16, 8)),),
     "tf32": ((ANY, _square(32, 32, 8)),),
-    "ieee": ((ANY, _square(32, 16, 4)),),
+    "ieee": ((ANY, _square(32, 16, 8)),),
 }
 
 
