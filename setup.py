@@ -24,8 +24,15 @@ from setuptools.command.build_ext import build_ext
 # (-Wno-maybe-uninitialized: the headers of gcc 12 warn about their own _mm512_undefined_ps.)
 X86_FLAGS = {
     "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-    "kernels_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c",
-                           "-Wno-maybe-uninitialized"],
+    "kernels_avx512.cpp": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mfma",
+        "-mf16c",
+        "-Wno-maybe-uninitialized",
+    ],
 }
 
 

@@ -11,11 +11,11 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-import integral_nn as inn
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import integral_nn as inn
 from bench.harness import RESULTS, Row, environment, median_ratio, paired_times, quantiles, write_csv
 from bench.providers import Case, grid_sample_weight, layer_steps, samplers
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import integral_nn as inn
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+import integral_nn as inn
 
 
 @dataclass(frozen=True)

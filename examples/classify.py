@@ -24,13 +24,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import integral_nn as inn
 import numpy as np
 import torch
 import torch.nn.functional as F
-from integral_nn.permute import apply_orders
 from torch import Tensor, nn
 from tqdm import tqdm
+
+import integral_nn as inn
+from integral_nn.permute import apply_orders
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 COMPRESSIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)

@@ -26,11 +26,12 @@ import sys
 import types
 from pathlib import Path
 
-import integral_nn as inn
 import torch
 import torch.nn.functional as F
-from integral_nn.permute import apply_orders
 from torch import Tensor, nn
+
+import integral_nn as inn
+from integral_nn.permute import apply_orders
 
 BINS, RATE, FRAME = 360, 16000, 1024
 CENTS = 1997.3794084376191 + torch.linspace(0, 7180, BINS)

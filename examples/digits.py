@@ -17,12 +17,13 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-import integral_nn as inn
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
+
+import integral_nn as inn
 
 CHANNELS = (32, 64, 64)
 WIDTHS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)

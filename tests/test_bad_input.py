@@ -4,13 +4,13 @@
 
 import re
 
-import common
-import integral_nn as inn
 import pytest
 import torch
-from common import QUADRATURES
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import common
+import integral_nn as inn
+from common import QUADRATURES
 from inn_kernels import dispatch, ops
 
 HEAVY = ("inn_kernels", "mm", "addmm", "bmm", "linear", "convolution", "index_select", "index_add", "index_add_")

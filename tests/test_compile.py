@@ -2,14 +2,14 @@
 
 import shutil
 
-import common
-import integral_nn as inn
 import pytest
 import torch
-from common import DATAFLOWS, QUADRATURES, rand
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import common
+import integral_nn as inn
+from common import DATAFLOWS, QUADRATURES, rand
 from inn_kernels import ops
 from inn_kernels.taps import make_taps
 

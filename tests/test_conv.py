@@ -1,10 +1,11 @@
 """integral_conv1d/2d/3d: y = W_q * x + b, materialized and factored."""
 
-import common
-import integral_nn as inn
 import pytest
 import torch
 import torch.nn.functional as F
+
+import common
+import integral_nn as inn
 from common import CASES, DATAFLOWS, DTYPES, QUADRATURES, rand
 
 OURS = {1: inn.integral_conv1d, 2: inn.integral_conv2d, 3: inn.integral_conv3d}

@@ -24,9 +24,20 @@ pytestmark = pytest.mark.skipif(ops.compiled_missing is not None, reason=f"no co
 
 # (M_out, K, M_in, L): equal, prime, one to five, many more points than nodes and the other way round, empty
 SIZES = [
-    (1, 1, 1, 1), (2, 3, 3, 2), (3, 1, 5, 7), (4, 4, 4, 4), (5, 0, 7, 3), (7, 13, 17, 5), (31, 29, 61, 47),
-    (17, 53, 23, 101), (64, 9, 130, 11), (10, 7, 300, 30), (11, 50, 40, 160), (9, 0, 8, 0), (6, 5, 150, 450),
-]  # fmt: skip
+    (1, 1, 1, 1),
+    (2, 3, 3, 2),
+    (3, 1, 5, 7),
+    (4, 4, 4, 4),
+    (5, 0, 7, 3),
+    (7, 13, 17, 5),
+    (31, 29, 61, 47),
+    (17, 53, 23, 101),
+    (64, 9, 130, 11),
+    (10, 7, 300, 30),
+    (11, 50, 40, 160),
+    (9, 0, 8, 0),
+    (6, 5, 150, 450),
+]
 KINDS = ["uniform", "random", "clustered"]
 DTYPES = [
     (torch.float64, torch.float64),
@@ -78,7 +89,9 @@ def check(got, want, absolute, terms):
     stored = torch.finfo(got.dtype)
     bound = terms * eps * absolute + stored.eps * np.abs(want) + stored.tiny * stored.eps
     error = np.abs(got.double().numpy() - want)
-    assert np.all(error <= bound), f"error {error.max():.3g} where {bound.flat[np.argmax(error - bound)]:.3g} is allowed"
+    assert np.all(error <= bound), (
+        f"error {error.max():.3g} where {bound.flat[np.argmax(error - bound)]:.3g} is allowed"
+    )
 
 
 def terms_of(matrix):
@@ -137,7 +150,17 @@ def test_interpolate_spread_and_tap_gradient(kind, dtype, out_dtype):
     for nodes, points in [(1, 3), (3, 5), (17, 29), (150, 50), (7, 0), (30, 230)]:
         start, weight = make_taps(points, nodes, kind, accumulator(dtype))
         matrix = dense(start, weight, nodes)
-        for outer, inner, dim in [(1, 1, 0), (5, 1, -1), (3, 2, 1), (3, 7, -2), (2, 40, 1), (150, 17, 1), (0, 1, 1), (2, 0, 1), (1, 300, 0)]:  # fmt: skip
+        for outer, inner, dim in [
+            (1, 1, 0),
+            (5, 1, -1),
+            (3, 2, 1),
+            (3, 7, -2),
+            (2, 40, 1),
+            (150, 17, 1),
+            (0, 1, 1),
+            (2, 0, 1),
+            (1, 300, 0),
+        ]:
             shape = [outer, nodes, inner] if dim in (1, -2) else [nodes, inner] if dim == 0 else [outer, nodes]
             x = values(*shape, dtype=dtype, seed=1)
             exact = in_float64(x, outer, nodes, inner)
@@ -177,13 +200,18 @@ def test_layouts_give_the_same_bits(dtype):
     for (name, nodes_like), (_, grad_like) in zip(layouts(nodes), layouts(grad)):
         got = ops.discretize(nodes_like, *taps, dtype)
         assert torch.equal(got, forward), name
-        assert got.is_contiguous(memory_format=torch.channels_last if name == "channels_last" else torch.contiguous_format)
+        assert got.is_contiguous(
+            memory_format=torch.channels_last if name == "channels_last" else torch.contiguous_format
+        )
         assert torch.equal(ops.discretize_adjoint(grad_like, *taps, 20, 37, dtype), adjoint), name
         for got, want in zip(ops.discretize_tap_gradient(nodes_like, grad_like, *taps, True, True), gradients):
             assert torch.equal(got, want), name
         for dim in range(4):
             start, weight = make_taps(11, nodes.shape[dim], dtype=accumulator(dtype))
-            assert torch.equal(ops.interpolate(nodes_like, start, weight, dim, dtype), ops.interpolate(nodes, start, weight, dim, dtype))  # fmt: skip
+            assert torch.equal(
+                ops.interpolate(nodes_like, start, weight, dim, dtype),
+                ops.interpolate(nodes, start, weight, dim, dtype),
+            )
     expanded = nodes[:, :, :1, :1].expand(-1, -1, 3, 3)
     assert torch.equal(ops.discretize(expanded, *taps, dtype), ops.discretize(expanded.contiguous(), *taps, dtype))
     every_other = torch.stack([taps[1], taps[1]], -1)[..., 0]
@@ -212,7 +240,13 @@ def test_infinity_stays_in_its_window():
 def test_storage_rounds_as_pytorch_does(dtype):
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     every = bits.view(dtype)
-    wide = torch.cat([every.float(), values(40000, dtype=torch.float32, seed=1) * 1e-6, torch.tensor([65519.99, 65520.0, 1e30, 2.0**-25, 3 * 2.0**-26])])  # fmt: skip
+    wide = torch.cat(
+        [
+            every.float(),
+            values(40000, dtype=torch.float32, seed=1) * 1e-6,
+            torch.tensor([65519.99, 65520.0, 1e30, 2.0**-25, 3 * 2.0**-26]),
+        ]
+    )
     one = torch.tensor([0], dtype=torch.int32), torch.tensor([[1.0, 0.0, 0.0, 0.0]])
     for source in (every, wide):
         for out_dtype in (dtype, torch.float32):
@@ -284,17 +318,30 @@ def test_symbols_are_those_of_the_stable_abi():
     assert path.endswith(".abi3.so")
 
     def symbols(which):
-        lines = subprocess.run(["nm", "-D", which, path], capture_output=True, text=True, check=True).stdout.splitlines()
+        lines = subprocess.run(
+            ["nm", "-D", which, path], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
         return [line.split()[-1].partition("@")[0] for line in lines]
 
     undefined = symbols("--undefined-only")
-    assert not [name for name in undefined if re.match(r"_ZN?K?(St)?\d*(at|c10|torch)\d", name) or re.match(r"_ZNK?(2at|3c10|5torch)", name)]  # fmt: skip
+    assert not [
+        name
+        for name in undefined
+        if re.match(r"_ZN?K?(St)?\d*(at|c10|torch)\d", name) or re.match(r"_ZNK?(2at|3c10|5torch)", name)
+    ]
     assert not [name for name in undefined if name.startswith(("Py", "_Py"))]
     assert not [name for name in symbols("--defined-only") if name.startswith(("Py", "_ZN3inn", "_ZNK3inn"))]
 
 
 START, WEIGHT = make_taps(5, 9)
-GOOD = {"nodes": torch.zeros(9, 9), "out_start": START, "out_weight": WEIGHT, "in_start": START, "in_weight": WEIGHT, "dtype": torch.float32}  # fmt: skip
+GOOD = {
+    "nodes": torch.zeros(9, 9),
+    "out_start": START,
+    "out_weight": WEIGHT,
+    "in_start": START,
+    "in_weight": WEIGHT,
+    "dtype": torch.float32,
+}
 BAD = {
     "nodes is integer": ({"nodes": torch.zeros(9, 9, dtype=torch.int64)}, "nodes must be float32"),
     "nodes has rank 1": ({"nodes": torch.zeros(9)}, r"nodes must have shape \[rows, columns"),

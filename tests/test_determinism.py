@@ -1,11 +1,11 @@
 """The same bits on two runs, on 1 and 2 threads and for every layout; inputs and gradients are never written."""
 
-import common
-import integral_nn as inn
 import pytest
 import torch
-from common import DATAFLOWS, implementation, rand
 
+import common
+import integral_nn as inn
+from common import DATAFLOWS, implementation, rand
 from inn_kernels.taps import make_taps
 
 # Large enough that work is split between threads.

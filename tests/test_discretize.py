@@ -1,12 +1,12 @@
 """discretize, its adjoint and the gradient of the tap weights."""
 
-import common
-import integral_nn as inn
 import pytest
 import torch
 import torch.nn.functional as F
-from common import BOUNDARIES, CASES, DTYPES, PARTITIONS, QUADRATURES, implementation, rand
 
+import common
+import integral_nn as inn
+from common import BOUNDARIES, CASES, DTYPES, PARTITIONS, QUADRATURES, implementation, rand
 from inn_kernels import quadrature as rules
 from inn_kernels.taps import Basis, make_taps
 

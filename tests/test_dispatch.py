@@ -5,10 +5,10 @@ import pathlib
 
 import pytest
 import torch
-from inn_kernels import cost, dispatch, ops
-from inn_kernels.cost import Shape
 
 import integral_nn as inn
+from inn_kernels import cost, dispatch, ops
+from inn_kernels.cost import Shape
 
 MACHINE = cost.Machine(
     sampler_bandwidth=2.0,

@@ -3,10 +3,11 @@
 Relative norms, 1e-12 in float64 and 1e-5 in float32.
 """
 
-import common
-import integral_nn as inn
 import pytest
 import torch
+
+import common
+import integral_nn as inn
 from common import DATAFLOWS
 
 FILES = ("linear_uniform", "linear_nonuniform", "linear_upsample", "conv2d_uniform", "conv2d_nonuniform")

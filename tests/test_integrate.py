@@ -2,12 +2,13 @@
 
 import math
 
-import common
-import integral_nn as inn
 import pytest
 import torch
-from common import QUADRATURES
 from torch.autograd import gradcheck, gradgradcheck
+
+import common
+import integral_nn as inn
+from common import QUADRATURES
 
 
 @pytest.mark.parametrize("quadrature", QUADRATURES)

@@ -9,10 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import integral_nn
 import pytest
 
 import inn_kernels
+import integral_nn
 
 PACKAGES = {package.__name__: Path(package.__file__).parent for package in (inn_kernels, integral_nn)}
 MODULES = [

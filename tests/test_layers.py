@@ -4,14 +4,15 @@ import copy
 import io
 import pickle
 
-import common
-import integral_nn as inn
 import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from common import DATAFLOWS, rand
 from torch import nn
+
+import common
+import integral_nn as inn
+from common import DATAFLOWS, rand
 
 CONVS = {1: inn.IntegralConv1d, 2: inn.IntegralConv2d, 3: inn.IntegralConv3d}
 SAME = {"rtol": 0, "atol": 2e-6}

@@ -1,12 +1,12 @@
 """integral_linear: y = x W_q^T + b, materialized and factored."""
 
-import common
-import integral_nn as inn
 import pytest
 import torch
 import torch.nn.functional as F
-from common import CASES, DATAFLOWS, DTYPES, QUADRATURES, rand
 
+import common
+import integral_nn as inn
+from common import CASES, DATAFLOWS, DTYPES, QUADRATURES, rand
 from inn_kernels import quadrature as rules
 
 

@@ -3,13 +3,14 @@
 import copy
 import pickle
 
-import integral_nn as inn
 import pytest
 import torch
 import torch.nn.functional as F
-from networks_zoo import ZOO, build
 from torch import nn
 from torch.utils._pytree import tree_leaves
+
+import integral_nn as inn
+from networks_zoo import ZOO, build
 
 torch.set_num_threads(1)
 

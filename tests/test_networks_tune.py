@@ -3,13 +3,14 @@
 import copy
 import time
 
-import integral_nn as inn
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+import integral_nn as inn
 from integral_nn.permute import apply_orders, axis_features, reorder, shortest_path, total_variation
 from networks_zoo import ZOO, build
-from torch import nn
 
 torch.set_num_threads(1)
 

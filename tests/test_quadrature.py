@@ -3,14 +3,14 @@
 import itertools
 import math
 
-import common
-import integral_nn as inn
 import numpy as np
 import pytest
 import torch
-from common import QUADRATURES
 from torch.autograd import gradcheck, gradgradcheck
 
+import common
+import integral_nn as inn
+from common import QUADRATURES
 from inn_kernels import quadrature as rules
 
 EXACT = math.exp(1.3) * (2 / 1.3 - 2 / 1.3**2 + 2 / 1.3**3) - (1 / 1.3 + 2 / 1.3**3)

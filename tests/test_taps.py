@@ -2,11 +2,11 @@
 
 import gc
 
-import common
 import pytest
 import torch
-from common import BOUNDARIES, PARTITIONS, QUADRATURES
 
+import common
+from common import BOUNDARIES, PARTITIONS, QUADRATURES
 from inn_kernels import taps
 from inn_kernels.taps import Basis, make_taps, neighbours, taps_for
 

@@ -204,8 +204,10 @@ def tap_gradient(
     """Gradients of the weights of each axis that needs them."""
     device = nodes.device
     if not (need_out or need_in) or not grad.numel():
-        zeros = [n if need else 0 for n, need in ((sizes.out_points, need_out), (sizes.in_points, need_in))]
-        return tuple(torch.zeros(n, 4, dtype=torch.float32, device=device) for n in zeros)
+        k, n = sizes.out_points if need_out else 0, sizes.in_points if need_in else 0
+        return torch.zeros(k, 4, dtype=torch.float32, device=device), torch.zeros(
+            n, 4, dtype=torch.float32, device=device
+        )
     p = plan(sizes, sizes.out_points, sizes.point_columns, CONFIGS, device)
     batch, _, _, outer, _, in_points, inner = sizes
     d_out = empty([batch * p.tiles, sizes.out_points, 4], torch.float32, device) if need_out else None

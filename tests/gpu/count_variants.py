@@ -12,9 +12,10 @@ from collections import defaultdict
 
 import torch
 import triton
+from triton.backends.compiler import GPUTarget
+
 from inn_kernels.gpu import discretize, discretize_adjoint, discretize_tap_gradient, foreach, interpolate, tiles
 from inn_kernels.taps import Taps
-from triton.backends.compiler import GPUTarget
 
 WIDTHS = 50
 

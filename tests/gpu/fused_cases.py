@@ -9,12 +9,12 @@ import os
 from typing import NamedTuple
 
 import torch
-from sampler_cases import DEVICE, FLOOR
 from torch import Tensor
 
 from inn_kernels import reference
 from inn_kernels.quadrature import weights
 from inn_kernels.taps import Taps, make_taps
+from sampler_cases import DEVICE, FLOOR
 
 GOLDEN = os.path.join(os.path.dirname(os.path.dirname(__file__)), "golden")
 DTYPES = (

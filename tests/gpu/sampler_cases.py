@@ -12,9 +12,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
 from inn_kernels.gpu.launch import INTERPRETED
 from inn_kernels.taps import Basis, Taps, make_taps
-from torch import Tensor
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 FLOOR = {torch.float32: 2.0**-21, torch.float16: 2.0**-12, torch.bfloat16: 2.0**-7 if INTERPRETED else 2.0**-9}

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from fused_cases import (
     DTYPES,
     GOLDEN,
@@ -22,11 +24,9 @@ from fused_cases import (
     taps_of,
     weight,
 )
-from sampler_cases import DEVICE, FLOOR
-from torch import Tensor
-
 from inn_kernels.gpu import gemm_axis
 from inn_kernels.gpu.conv import Pair, conv, conv_input_gradient, conv_node_gradient
+from sampler_cases import DEVICE, FLOOR
 
 
 class Case(NamedTuple):

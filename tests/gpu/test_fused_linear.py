@@ -7,6 +7,8 @@ import os
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from fused_cases import (
     DTYPES,
     GOLDEN,
@@ -20,13 +22,11 @@ from fused_cases import (
     taps_of,
     weight,
 )
-from sampler_cases import DEVICE, FLOOR
-from torch import Tensor
-
 from inn_kernels.gpu import gemm_axis
 from inn_kernels.gpu.launch import INTERPRETED
 from inn_kernels.gpu.linear import linear, linear_backward
 from inn_kernels.taps import taps_for
+from sampler_cases import DEVICE, FLOOR
 
 # name: B, K, L, M_out, M_in, clustered
 CASES = {

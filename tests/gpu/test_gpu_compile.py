@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from inn_kernels import gpu, ops
 from inn_kernels.gpu import launch
 

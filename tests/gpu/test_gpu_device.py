@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from inn_kernels import ops, reference
 from inn_kernels.gpu.discretize import discretize
 from inn_kernels.gpu.discretize_adjoint import discretize_adjoint

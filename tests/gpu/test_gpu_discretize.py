@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from inn_kernels import reference
 from inn_kernels.gpu import tiles
 from inn_kernels.gpu.discretize import discretize
@@ -15,7 +17,6 @@ from inn_kernels.gpu.discretize_adjoint import discretize_adjoint
 from inn_kernels.gpu.discretize_tap_gradient import discretize_tap_gradient
 from inn_kernels.taps import Basis, taps_for
 from sampler_cases import CASES, DEVICE, DTYPES, WIDE, Case, check, doubled, random, taps
-from torch import Tensor
 
 GOLDEN = sorted((Path(__file__).parent.parent / "golden").glob("*.npz"))
 FIRST = [(name, *dtypes) for name in ("primes", "offsets 9 channels_last") for dtypes in DTYPES]

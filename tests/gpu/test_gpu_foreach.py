@@ -6,12 +6,13 @@ import itertools
 
 import pytest
 import torch
+from torch import Tensor
+
 from inn_kernels import reference
 from inn_kernels.gpu import foreach
 from inn_kernels.gpu.discretize import discretize
 from inn_kernels.gpu.foreach import AxisTaps, discretize_foreach
 from sampler_cases import check, random, taps
-from torch import Tensor
 
 LAYERS = (  # nodes, points of each axis (None: discrete), channels_last
     ((16, 3, 3, 3), (9, None), False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from inn_kernels import reference
 from inn_kernels.gpu.interpolate import interpolate, interpolate_tap_gradient, spread
 from sampler_cases import DEVICE, DTYPES, check, doubled, random, taps
