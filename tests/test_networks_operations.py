@@ -104,3 +104,11 @@ def test_compiled(dynamic):
         expected = model(X)
         compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=dynamic)
         torch.testing.assert_close(compiled(X), expected)
+
+
+def test_one_example_is_enough():
+    """Rectifiers that are off on the only example hide no channel from the proof."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 2))
+        assert set(inn.find_axes(net, torch.zeros(1, 4)).specs) == {"0", "2"}
