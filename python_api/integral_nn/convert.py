@@ -76,7 +76,7 @@ def convert(
     Args:
         net: any `nn.Module`; it is not changed.
         example_inputs: a tensor, or a tuple of positional inputs, of the shapes the network will see.
-        quadrature: "midpoint" (no channel at the ends weighs half: kept more accuracy in trials when resized as it is) or
+        quadrature: "midpoint" (no channel at the ends weighs half: kept more accuracy in trials when only resized) or
             "trapezoid" (the paper's: kept more when the points were tuned).
         permute: reorder channels to make the weights smooth; needs the package fast-tsp.
         fold: fold batch norms into the layer before them where they may be. Without, their affine parameters and
