@@ -68,7 +68,7 @@ def convert(
     boundary: str = "clamp",
     tolerance: float = 1e-5,
     seed: int = 0,
-    time_limit: float = 20.0,
+    time_limit: float = 12.0,
     progress: bool = False,
 ) -> IntegralNetwork:
     """Convert a network into an integral one that returns the same outputs at full size.
