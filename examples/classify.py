@@ -193,12 +193,12 @@ class Study:
         self.trained("discrete", self.net, 3e-3, False)
         convert = {"example_inputs": x[:2], "size_range": (0.4, 1.0)}
         models = {
-            "A: INN-init": self.trained("inn-init", inn.convert(self.net, **convert), 1e-3, True),
+            "A: INN-init": self.trained("inn-init", inn.convert(self.net, fold=False, **convert), 3e-3, True),
             "A: INN": self.trained("inn", inn.convert(self.fresh, fold=False, **convert), 3e-3, True),
         }
         tuned = {
-            "B: tuned": inn.convert(self.net, **convert),
-            "B: tuned, not permuted": inn.convert(self.net, permute=False, **convert),
+            "B: tuned": inn.convert(self.net, quadrature="trapezoid", **convert),
+            "B: tuned, not permuted": inn.convert(self.net, quadrature="trapezoid", permute=False, **convert),
         }
         folded = inn.convert(self.net, permute=False, **convert).discretize()  # C has the same layers as A and B
         batches = list(zip(x[: self.options.samples].split(128), y[: self.options.samples].split(128)))
@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--net", choices=("vgg", "nin", "resnet"), default="vgg")
     parser.add_argument("--width", type=int, default=16, help="channels of the first layer")
     parser.add_argument("--steps", type=int, default=1500, help="of each training")
-    parser.add_argument("--tuning", type=int, default=150, help="steps of each tuning of partitions")
+    parser.add_argument("--tuning", type=int, default=400, help="steps of each tuning of partitions")
     parser.add_argument("--samples", type=int, default=1024, help="training pictures the partitions are tuned on")
     parser.add_argument("--limit", type=int, default=60000, help="training pictures used")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")

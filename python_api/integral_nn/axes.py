@@ -342,16 +342,27 @@ class _Search:
         return False
 
     def check_influence(self, live: list[str]) -> None:
-        """Make axes discrete whose channels the outputs hardly depend on: nothing was proved of them."""
-        found = self.probe.gradients()
-        for tie in self.ties(live):
-            if found is None or tie.tensor not in found or len(self.shapes[tie.tensor]) < 2:
-                continue
-            for symbol in tie.axes:
-                parts = tie.layout.channels(found[tie.tensor], tie.dim, symbol)
-                strength = torch.stack([c.sum(1) for c in parts]).sum(0)
-                if int((strength > 1e-10).sum()) < self.nodes(symbol) / 2:
-                    self.discrete[symbol] = f"the outputs do not depend on {tie.tensor}, so nothing can be proved of it"
+        """Make axes discrete whose channels the outputs hardly depend on: nothing was proved of them.
+
+        A rectifier that is off hides a channel from one input, so a few are tried.
+        """
+        ties = [(t, s) for t in self.ties(live) for s in t.axes if len(self.shapes[t.tensor]) > 1]
+        total: dict[str, Tensor] = {}
+        for draw in range(6):
+            found = self.probe.gradients(fresh_inputs=draw > 0)
+            if found is None:
+                return
+            total = {n: torch.nan_to_num(g) + total.get(n, 0) for n, g in found.items()}
+            weak = [(t, s) for t, s in ties if t.tensor in total and not self._influential(total[t.tensor], t, s)]
+            if not weak:
+                return
+        for tie, symbol in weak:
+            self.discrete[symbol] = f"the outputs do not depend on {tie.tensor}, so nothing can be proved of it"
+
+    def _influential(self, strength: Tensor, tie: Tie, symbol: str) -> bool:
+        """Whether the outputs depend on a quarter of a tensor's channels or more."""
+        channels = torch.cat(tie.layout.channels(strength, tie.dim, symbol), 1).sum(1)
+        return int((channels > 1e-10).sum()) >= max(self.nodes(symbol) / 4, 1)
 
     def step(self, symbol: str) -> int:
         """The least number that every size of the axis must be a multiple of."""

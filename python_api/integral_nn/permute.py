@@ -141,7 +141,7 @@ def reorder_axes(
     axes: AxisSet,
     *,
     seed: int = 0,
-    time_limit: float = 20.0,
+    time_limit: float = 12.0,
     progress: bool = False,
 ) -> dict[str, Reordering]:
     """`reorder` for every axis, in `time_limit` seconds together; no order changes another's problem."""

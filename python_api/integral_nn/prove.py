@@ -36,7 +36,7 @@ class Probe:
         generator = torch.Generator().manual_seed(seed)
         self.generator = generator
         flat, spec = torch.utils._pytree.tree_flatten(inputs)
-        noise = [_noise_like(x, generator) if isinstance(x, Tensor) and x.is_floating_point() else x for x in flat]
+        noise = [_noise_like(x, generator) if _is_real(x) else x for x in flat]
         randomized = torch.utils._pytree.tree_unflatten(noise, spec)
         failures = []
         for dtype in (torch.float64, torch.float32):
@@ -137,17 +137,23 @@ class Probe:
         weights = {name: torch.full((nodes[name],), 0.5, dtype=torch.float64) for name in axes}
         return self.changed(ties, orders, outputs, weights)
 
-    def gradients(self) -> dict[str, Tensor] | None:
-        """|gradient * value| of a random sum of the outputs, for every parameter; None where autograd cannot run."""
+    def gradients(self, fresh_inputs: bool = False) -> dict[str, Tensor] | None:
+        """|gradient * value| of a random sum of the outputs, for every parameter; None where autograd cannot run.
+
+        `fresh_inputs`: on other inputs than the proof's, of the same shapes.
+        """
         names = dict(self.net.named_parameters())
         leaves = {n: t.detach().clone().requires_grad_(n in names) for n, t in self.tensors.items()}
+        inputs = self.inputs
+        if fresh_inputs:
+            flat, spec = torch.utils._pytree.tree_flatten(inputs)
+            flat = [_noise_like(x, self.generator).to(x) if _is_real(x) else x for x in flat]
+            inputs = torch.utils._pytree.tree_unflatten(flat, spec)
         try:
             with torch.enable_grad():
-                out = [t for t in call(self.net, leaves, self.inputs) if t.is_floating_point()]
+                out = [t for t in call(self.net, leaves, inputs) if t.is_floating_point()]
                 weights = [torch.randn(t.shape, generator=self.generator).to(t) for t in out]
-                total = sum(
-                    ((t * w).sum() / t.detach().abs().max() for t, w in zip(out, weights)), out[0].new_zeros(())
-                )
+                total = torch.stack([(t * w).sum() / t.detach().abs().max() for t, w in zip(out, weights)]).sum()
                 live = {n: t for n, t in leaves.items() if t.requires_grad}
                 grads = torch.autograd.grad(total, list(live.values()), allow_unused=True)
         except RuntimeError:
@@ -155,6 +161,10 @@ class Probe:
         return {
             n: torch.zeros_like(t) if g is None else (g * t).abs().detach() for (n, t), g in zip(live.items(), grads)
         }
+
+
+def _is_real(x: object) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
