@@ -47,5 +47,5 @@ $(VENV)/bin/python:
 # Build isolation would download a second PyTorch; the build uses the one installed here.
 $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 	$(RUN) -m pip install --quiet "$(TORCH)" numpy "setuptools>=77" wheel
-	$(RUN) -m pip install --quiet --no-build-isolation -e ".[test,demo,dev]"
+	$(RUN) -m pip install --quiet --no-build-isolation -e ".[test,demo,convert,dev]"
 	touch $@
