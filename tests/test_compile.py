@@ -29,7 +29,14 @@ def samples(dtype, layout):
     def shaped(*shape):
         return common.layouts(rand(*shape, 3, 3, dtype=dtype))[layout]
 
+    def flat(rows, columns):
+        if layout == "transposed":
+            return rand(columns, rows, dtype=dtype).T
+        return rand(rows, 2 * columns, dtype=dtype)[:, ::2] if layout == "strided" else rand(rows, columns, dtype=dtype)
+
     nodes, grad, x, y = shaped(M, N), shaped(K, L), shaped(2, M), shaped(2, K)
+    bias, image, map_ = rand(M, dtype=dtype), shaped(2, L), shaped(2, K)  # 3x3 nodes on 3x3 images with padding 1
+    window = ([1, 1], [1, 1], [1, 1])
     return {
         "discretize": (nodes, *four, dtype),
         "discretize_adjoint": (grad, *four, M, N, dtype),
@@ -37,6 +44,11 @@ def samples(dtype, layout):
         "interpolate": (x, out.start, out.weight, 1, dtype),
         "spread": (y, out.start, out.weight, M, 1, dtype),
         "interpolate_tap_gradient": (x, y, out.start, 1),
+        "linear": (flat(3, L), flat(M, N), bias, *four),
+        "linear_backward": (flat(3, K), flat(3, L), flat(M, N), *four, True, False, True),
+        "conv": (image, nodes, bias, *four, *window),
+        "conv_input_gradient": (map_, nodes, *four, [3, 3], *window),
+        "conv_node_gradient": (map_, image, nodes, *four, *window, True, False),
     }
 
 

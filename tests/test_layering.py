@@ -43,8 +43,10 @@ def test_imports_run_one_way():
         assert files
         for path in files:
             foreign = {name for name in imported(path) if name not in sys.stdlib_module_names} - allowed[package]
-            if path.parent.name == "triton" or path.name.startswith("triton"):
+            if path.parent.name == "gpu":
                 foreign -= {"triton"}
+            if path.name in ("permute.py", "tune.py"):  # an extra of the package, imported where it is called
+                foreign -= {"fast_tsp", "tqdm"}
             assert not foreign, f"{path} imports {foreign}"
 
 

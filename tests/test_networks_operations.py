@@ -1,11 +1,12 @@
 """One operation between two convolutions: continuous where it may be, discrete where it must be."""
 
-import integral_nn as inn
 import pytest
 import torch
 import torch.nn.functional as F
-from integral_nn.prove import Probe
 from torch import nn
+
+import integral_nn as inn
+from integral_nn.prove import Probe
 
 torch.set_num_threads(1)
 

@@ -26,7 +26,16 @@ from torch import Tensor
 
 from inn_kernels import ops, reference  # noqa: F401 (ops defines what is implemented here)
 
-missing: str | None = None if importlib.util.find_spec("triton") else "Triton is not installed"
+
+def _missing() -> str | None:
+    try:
+        found = importlib.util.find_spec("triton")
+    except ImportError as error:
+        return f"Triton cannot be imported: {error}"
+    return None if found else "Triton is not installed"
+
+
+missing: str | None = _missing()
 """Why there are no Triton kernels here, or None."""
 
 STORAGE = (torch.float32, torch.bfloat16, torch.float16)

@@ -22,7 +22,6 @@ import sympy
 import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -139,6 +138,8 @@ def trace_sizes(net: nn.Module, inputs: tuple, tensors: dict[str, Tensor], input
     Raises:
         ConversionError: an operation cannot run on shapes alone: values decide what is computed.
     """
+    from torch._dynamo.source import ConstantSource  # takes a second to import, which only a conversion should pay
+
     env = ShapeEnv(duck_shape=False)
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
     owners = dict(net.named_modules())
