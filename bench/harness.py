@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gc
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -54,12 +55,13 @@ def paired_times(providers: dict[str, Callable[[], object]], seconds: float, lea
         run()
     times: dict[str, list[float]] = {name: [] for name in providers}
     names = list(providers)
+    order = random.Random(0)
     gc.collect()
     gc.disable()
     try:
         begin = time.perf_counter()
-        while len(times[names[0]]) < least or time.perf_counter() - begin < seconds:
-            names.append(names.pop(0))  # nobody always runs after the same neighbour
+        while min(map(len, times.values())) < least or time.perf_counter() - begin < seconds:
+            order.shuffle(names)  # nobody always runs after the same neighbour, in its caches
             for name in names:
                 start = time.perf_counter()
                 providers[name]()

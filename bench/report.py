@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import sys
 from pathlib import Path
 
 from bench.harness import README, RESULTS
 
+NETWORKS = "<!-- networks: written by bench/report.py -->"
 BEGIN, END = "<!-- results: written by bench/report.py -->", "<!-- end of results -->"
 
 
@@ -41,19 +43,45 @@ def render(rows: list[dict[str, str]]) -> str:
         lines.append(f"| {op}, {shape} | " + " | ".join(cells) + f" | {errors} |")
     lines += [
         "",
-        "The sampling alone, and its share of the bandwidth of a plain copy of the same bytes:",
+        "The sampling alone; in brackets, its share of the bandwidth of two copies of the same bytes: one into fresh",
+        "memory, as the samplers write (a copy pays for the pages too), and one into memory that was there before.",
         "",
-        "| nodes | copy | `discretize` | its adjoint | `grid_sample` | its backward |",
-        "|---|---|---|---|---|---|",
+        "| nodes | copy | copy in place | `discretize` | its adjoint | `grid_sample` | its backward |",
+        "|---|---|---|---|---|---|---|",
     ]
     samples = [row for row in rows if row["op"] == "discretize"]
     for shape in dict.fromkeys(row["shape"] for row in samples):
         by = {row["provider"]: row for row in samples if row["shape"] == shape}
-        cells = [
-            _time(by[name]) + ("" if name == "copy" else f" ({float(by[name]['bandwidth_share']):.0%})")
-            for name in ("copy", "discretize", "adjoint", "grid_sample", "grid_sample backward")
-        ]
+        cells = [_time(by["copy"]), _time(by["copy in place"])]
+        in_place = float(by["copy in place"]["bandwidth_share"])
+        for name in ("discretize", "adjoint", "grid_sample", "grid_sample backward"):
+            share = float(by[name]["bandwidth_share"])
+            cells.append(f"{_time(by[name])} ({share:.0%}, {share / in_place:.0%})")
         lines.append(f"| {shape} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def render_networks(crepe: dict[str, float], digits: dict[str, float]) -> str:
+    """README's section on whole networks as Markdown."""
+    lines = [
+        "CREPE tiny (pitch, pre-trained), channels removed without fine-tuning: raw pitch accuracy in % (full net "
+        f"{crepe['full']:.1f}).",
+        "",
+        "| method | 30% removed | 50% removed |",
+        "|---|---|---|",
+    ]
+    for method in ("L1", "uniform", "tuned", "tuned, biases and norms too"):
+        lines.append(f"| {method} | {crepe[f'{method} at 30%']:.1f} | {crepe[f'{method} at 50%']:.1f} |")
+    shares = ("0.00", "0.30", "0.50", "0.75")
+    lines += [
+        "",
+        "A small VGG on handwritten digits: test accuracy in % by share of parameters removed.",
+        "",
+        "| method | " + " | ".join(f"{float(share):.0%}" for share in shares) + " |",
+        "|---" * 5 + "|",
+    ]
+    for method in dict.fromkeys(name.rpartition(" ")[0] for name in digits):
+        lines.append(f"| {method} | " + " | ".join(f"{digits[f'{method} {share}']:.1f}" for share in shares) + " |")
     return "\n".join(lines)
 
 
@@ -62,11 +90,14 @@ def _time(row: dict[str, str]) -> str:
     return f"{ms:.3f} ms" if ms < 1 else f"{ms:.2f} ms" if ms < 10 else f"{ms:.0f} ms"
 
 
-def redrawn(readme: str, section: str) -> str:
-    """README's text with its results section replaced."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{section}\n{END}{after}"
+def redrawn(readme: str) -> str:
+    """README's text with its sections of results replaced."""
+    networks = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("crepe", "digits-vgg")]
+    for begin, section in ((BEGIN, render(read(RESULTS / "cpu.csv"))), (NETWORKS, render_networks(*networks))):
+        before, _, rest = readme.partition(begin)
+        _, _, after = rest.partition(END)
+        readme = f"{before}{begin}\n{section}\n{END}{after}"
+    return readme
 
 
 def main() -> int:
@@ -75,7 +106,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 if README differs from the CSV")
     options = parser.parse_args()
     old = README.read_text()
-    new = redrawn(old, render(read(RESULTS / "cpu.csv")))
+    new = redrawn(old)
     if not options.check:
         README.write_text(new)
     return int(options.check and old != new)

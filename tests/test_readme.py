@@ -12,8 +12,8 @@ TEXT = (ROOT / "README.md").read_text()
 
 
 def test_example_prints_what_it_shows():
-    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
-    test = doctest.DocTestParser().get_doctest(block, {}, "README", "README.md", 0)
+    blocks = "\n".join(re.findall(r"```python\n(.*?)```", TEXT, re.S))
+    test = doctest.DocTestParser().get_doctest(blocks, {}, "README", "README.md", 0)
     assert test.examples
     assert doctest.DocTestRunner().run(test).failed == 0
 
@@ -32,4 +32,4 @@ def test_results_are_the_csvs(monkeypatch):
     monkeypatch.delitem(sys.modules, "bench", raising=False)
     from bench import report
 
-    assert report.redrawn(TEXT, report.render(report.read(report.RESULTS / "cpu.csv"))) == TEXT
+    assert report.redrawn(TEXT) == TEXT
