@@ -32,8 +32,8 @@ sanitize: $(VENV)/installed  ## the kernels' tests under AddressSanitizer and Un
 
 test-gpu:  ## the kernels' tests on a GPU, with the Python, torch and triton at hand, and under compute-sanitizer
 	$(PYTHON) -m pytest -q tests/gpu
-	compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest -q -p no:cacheprovider tests/gpu -k smallest
-	compute-sanitizer --tool racecheck --error-exitcode 1 $(PYTHON) -m pytest -q -p no:cacheprovider tests/gpu -k smallest
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest -q -p no:cacheprovider tests/gpu -k "repeatable or dataflow or foreach"
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(PYTHON) -m pytest -q -p no:cacheprovider tests/gpu -k "repeatable or dataflow or foreach"
 
 bench-gpu:  ## GPU benchmark: bench/results/gpu.csv
 	$(PYTHON) -m bench.gpu

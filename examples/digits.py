@@ -140,7 +140,7 @@ def main() -> None:
     """Train both networks, print the table, save the curve."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3000, help="training steps of each network")
-    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch; these layers are too small for more")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch; the layers are small")
     parser.add_argument("--figure", type=Path, default=Path("digits.png"), help="where the curve is saved")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
