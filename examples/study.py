@@ -1,0 +1,267 @@
+"""The paper's three pipelines for any task: one network trained, made integral, cut in every way, measured.
+
+    A   an integral network trained at random widths (Algorithm 1), from the converted discrete one ("INN-init") and
+        from scratch ("INN"); then re-discretized
+    B   the discrete network converted and cut, only the points of its partitions tuned on a few batches; with and
+        without reordering its channels first
+    C   the discrete network cut by the L1 norm of its filters, or at random
+
+Compression is the share of parameters removed; no weight is fine-tuned after a cut. `classify.py` and `superres.py` say
+what a task is. Every finished training and every measured cell is kept in a folder, and a later run goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+import integral_nn as inn
+from integral_nn.permute import apply_orders
+
+COMPRESSIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
+WIDTHS = (0.25, 0.375, 0.5, 0.75, 1.0)
+RANGE = (0.4, 1.0)  # shares of the full width that training draws from
+STYLES = {"A": "o-", "B": "s--", "C": "x:"}
+
+
+@dataclass
+class Task:
+    """What a study needs to know of its network and data."""
+
+    name: str
+    """Of the files it leaves."""
+    metric: str
+    """What `score` returns, as the table and the figure print it."""
+    build: Callable[[float], nn.Module]
+    """A network with this share of the full width, freshly initialized."""
+    train: Callable[[nn.Module, int, bool, str], None]
+    """Train (network, steps, at random widths?, title of the progress bar)."""
+    score: Callable[[nn.Module], float]
+    """Of a network on the test data; more is better."""
+    loss: Callable[[nn.Module, Any], Tensor]
+    """(network, batch) -> what tuning a partition minimizes."""
+    batches: list[Any]
+    """The few batches that partitions are tuned on."""
+    example: Tensor
+    """An input."""
+    calibration: list[Tensor] = field(default_factory=list)
+    """Inputs on which the norms' statistics are measured after a cut, for networks that have norms."""
+    floors: dict[str, float] = field(default_factory=dict)
+    """Scores to beat that need no network, by name."""
+
+
+class Study:
+    """Train, cut and measure; `run` fills the table."""
+
+    def __init__(self, task: Task, options: argparse.Namespace) -> None:
+        self.task, self.options = task, options
+        self.folder: Path = options.folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / f"{task.name}.json"
+        self.record: dict[str, Any] = {"name": task.name, "metric": task.metric, "compression": {}, "width": {}}
+        if self.path.exists():
+            self.record = json.loads(self.path.read_text())
+        kept = ("steps", "scratch_steps", "tuning", "samples", "limit")
+        self.record["settings"] = {k: v for k, v in vars(options).items() if k in kept}
+        self.record["floors"] = task.floors
+
+    def trained(self, key: str, net: nn.Module, steps: int, sizes: bool = False) -> nn.Module:
+        """The network after training, or as an earlier run left it."""
+        path = self.folder / f"{self.task.name}-{key}.pt"
+        if path.exists():
+            net.load_state_dict(torch.load(path, weights_only=True))
+            return net.eval()
+        start = time.perf_counter()
+        self.task.train(net, steps, sizes, f"{self.task.name}: training {key}")
+        torch.save(net.state_dict(), path)
+        self.record.setdefault("training_seconds", {})[key] = round(time.perf_counter() - start)
+        self.keep()
+        return net.eval()
+
+    def cell(self, part: str, way: str, share: float, make: Callable[[], nn.Module]) -> None:
+        """Fill one cell of a table ("compression" or "width"), unless an earlier run did."""
+        row = self.record[part].setdefault(way, {})
+        if f"{share:.2f}" not in row:
+            row[f"{share:.2f}"] = round(self.task.score(make()), 3)
+            self.keep()
+
+    def keep(self) -> None:
+        """Write what is known so far."""
+        self.path.write_text(json.dumps(self.record, indent=1) + "\n")
+
+    def run(self) -> dict[str, Any]:
+        """All pipelines, the table and the figure; returns what was written."""
+        task, options = self.task, self.options
+        torch.manual_seed(0)
+        fresh = task.build(1.0)
+        net = self.trained("discrete", copy.deepcopy(fresh), options.steps)
+        self.cell("width", "discrete", 1.0, lambda: net)
+        models = self.integral(net, fresh)
+        self.compress(net, models)
+        if options.widths:
+            self.resize(net, models)
+        self.keep()
+        self.show()
+        if options.results:
+            (options.results / self.path.name).write_text(self.path.read_text())
+        return self.record
+
+    def integral(self, net: nn.Module, fresh: nn.Module) -> dict[str, inn.IntegralNetwork]:
+        """Pipeline A's two networks. Norms are kept: random widths need them, and they are measured anew."""
+
+        def converted(net: nn.Module) -> inn.IntegralNetwork:
+            return inn.convert(net.eval(), self.task.example, fold=False, size_range=RANGE)
+
+        init, scratch = converted(net), converted(copy.deepcopy(fresh))
+        self.trained("inn-init", init, self.options.steps, sizes=True)
+        self.trained("inn", scratch, self.options.scratch_steps, sizes=True)
+        return {"A: INN-init": init, "A: INN": scratch}
+
+    def compress(self, net: nn.Module, models: dict[str, inn.IntegralNetwork]) -> None:
+        """Every way at every compression."""
+        task, options = self.task, self.options
+        tuned = {
+            way: inn.convert(net, task.example, quadrature="trapezoid", permute=permute)
+            for way, permute in (("B: tuned", True), ("B: tuned, not permuted", False))
+        }
+        folded = inn.convert(net, task.example, permute=False).discretize()  # C cuts the layers that A and B cut
+        first = tuned["B: tuned"]
+        for share in options.compressions:
+            sizes = inn.compressed_sizes(first, share)
+            for way, model in models.items():
+                self.cell("compression", way, share, lambda: self.resized(model, sizes))  # noqa: B023 - called at once
+            for way, model in tuned.items():
+                self.cell("compression", way, share, lambda: self.tuned(model, sizes, share))  # noqa: B023
+            cuts = {"C: L1 norm": (folded, first, False), "C: random": (folded, first, True)}
+            if task.calibration:
+                cuts["C: L1 norm, norms measured anew"] = (net, models["A: INN-init"], False)
+            for way, (whole, model, random) in cuts.items():
+                self.cell("compression", way, share, lambda: self.cut(whole, model, sizes, random))  # noqa: B023
+
+    def resize(self, net: nn.Module, models: dict[str, inn.IntegralNetwork]) -> None:
+        """One network at every width, those it never saw in training among them, beside a network trained for each."""
+        first = models["A: INN-init"]
+        full = first.parameter_count({name: axis.nodes for name, axis in first.axes.items()})
+        for share in self.options.widths:
+            sizes = {name: axis.share(share) for name, axis in first.axes.items()}
+            self.record.setdefault("removed", {})[f"{share:.2f}"] = round(1 - first.parameter_count(sizes) / full, 4)
+            for way, model in models.items():
+                self.cell("width", way, share, lambda: self.resized(model, sizes))  # noqa: B023 - called at once
+            if share < 1:
+                self.cell("width", "discrete", share, lambda: self.alone(share))  # noqa: B023
+
+    def alone(self, share: float) -> nn.Module:
+        """A discrete network of this width, trained on its own."""
+        torch.manual_seed(0)
+        return self.trained(f"discrete-{share:.2f}", self.task.build(share), self.options.steps)
+
+    def resized(self, model: inn.IntegralNetwork, sizes: dict[str, int]) -> nn.Module:
+        """An integral network at other sizes, its norms' statistics measured there."""
+        model.resize(sizes)
+        if self.task.calibration:
+            inn.recalibrate(model, self.task.calibration)
+        return model
+
+    def tuned(self, model: inn.IntegralNetwork, sizes: dict[str, int], share: float) -> nn.Module:
+        """A converted network at other sizes, its points tuned."""
+        steps = self.options.tuning if share > 0 else 0
+        inn.tune_partitions(model, self.task.loss, self.task.batches, sizes=sizes, steps=steps, lr=0.02)
+        return model
+
+    def cut(self, net: nn.Module, model: inn.IntegralNetwork, sizes: dict[str, int], random: bool) -> nn.Module:
+        """The discrete network with so many channels of each axis: of the largest L1 norm, or random ones."""
+        net = cut(net, model, sizes, random)
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
+            update_bn(self.task.calibration, net)
+        return net
+
+    def show(self) -> None:
+        """Print the tables and draw the figure."""
+        print(f"\n{self.task.name}: {self.task.metric}; no weight is fine-tuned after a cut")
+        for name, value in self.task.floors.items():
+            print(f"{name:34}{value:8.2f}")
+        for part, what in (("compression", "parameters removed"), ("width", "of the full width")):
+            rows: dict[str, dict[str, float]] = self.record[part]
+            columns = sorted({share for row in rows.values() for share in row})
+            print(f"{what:34}" + "".join(f"{float(share):>8.0%}" for share in columns))
+            for way, row in rows.items():
+                print(f"{way:34}" + "".join(f"{row[s]:8.2f}" if s in row else f"{'':8}" for s in columns))
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+        draw(axes, self.record)
+        figure.savefig(self.folder / f"{self.task.name}.png", dpi=150)
+        plt.close(figure)
+
+
+def cut(net: nn.Module, model: inn.IntegralNetwork, sizes: dict[str, int], random: bool) -> nn.Module:
+    """`net` with so many channels of each of the model's axes: of the largest L1 norm, or random ones."""
+    generator = torch.Generator().manual_seed(0)
+    net = copy.deepcopy(net)
+    named = [*net.named_parameters(), *net.named_buffers()]
+    tensors = {name: t.detach() for name, t in named}
+    orders = {}
+    for name, size in sizes.items():
+        makers = [t for t in model.found.ties_of(name) if not t.integrated and tensors[t.tensor].dim() > 1]
+        norms = sum(t.layout.channels(tensors[t.tensor], t.dim, name)[0].abs().sum(1) for t in makers)
+        score = torch.rand(norms.shape, generator=generator) if random else norms
+        orders[name] = score.topk(size).indices.sort().values
+    kept = apply_orders(tensors, model.found, orders)
+    for name, old in named:
+        old.data = kept.get(name, old.data)
+    return net
+
+
+def draw(axes: Any, record: dict[str, Any]) -> None:
+    """Score against compression, a line a way."""
+    for way, row in record["compression"].items():
+        axes.plot([100 * float(s) for s in row], list(row.values()), STYLES[way[0]], label=way, markersize=4)
+    for name, value in record["floors"].items():
+        axes.axhline(value, color="gray", linewidth=0.8, label=name)
+    best = max(max(row.values()) for row in record["compression"].values())
+    worst = min(min(row.values()) for row in record["compression"].values())
+    axes.set(xlabel="parameters removed [%]", ylabel=record["metric"], title=record["name"])
+    axes.set_ylim(worst - 0.05 * (best - worst), best + 0.05 * (best - worst))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=7)
+
+
+def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """Options that every study has."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--steps", type=int, default=3000, help="of a training; INN-init adds as many")
+    options.add_argument("--scratch-steps", type=int, default=4500, help="of the training of INN from scratch")
+    options.add_argument("--tuning", type=int, default=200, help="steps of each tuning of partitions")
+    options.add_argument("--samples", type=int, default=1024, help="training samples the partitions are tuned on")
+    options.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
+    options.add_argument("--folder", type=Path, default=Path("runs"), help="where everything is kept")
+    options.add_argument("--results", type=Path, help="where the finished table goes as well")
+    options.add_argument("--compressions", type=float, nargs="+", default=COMPRESSIONS, help="shares removed")
+    options.add_argument(
+        "--widths", type=float, nargs="*", default=WIDTHS, help="shares of the width, beside trained nets"
+    )
+    options.add_argument("--quick", action="store_true", help="small and short, in a folder of its own")
+    options.set_defaults(**defaults)
+    return options
+
+
+def parse(options: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
+    """The options of the command line; with --quick, those in `quick` instead."""
+    found = options.parse_args()
+    if found.quick:
+        vars(found).update(quick, folder=found.folder / "quick", results=None)
+    torch.set_num_threads(found.threads)
+    return found
