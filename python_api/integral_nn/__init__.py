@@ -6,7 +6,7 @@ from inn_kernels.quadrature import (
     partition_from_deltas,
     uniform_partition,
 )
-from integral_nn.axes import AxisSet, find_axes
+from integral_nn.axes import AxisSet
 from integral_nn.axis import Axis
 from integral_nn.capacity import capacity, spectrum
 from integral_nn.conv import (
@@ -24,6 +24,7 @@ from integral_nn.integrate import integrate, quadrature_weights
 from integral_nn.linear import IntegralLinear, integral_linear
 from integral_nn.network import IntegralNetwork
 from integral_nn.norms import recalibrate
+from integral_nn.search import find_axes
 from integral_nn.symbolic import ConversionError
 from integral_nn.tune import compressed_sizes, curvature_partition, tune_partitions
 

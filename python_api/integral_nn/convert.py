@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from inn_kernels import reference
-from integral_nn.axes import AxisSet, fast_paths_off, find_axes
+from integral_nn.axes import AxisSet
 from integral_nn.axis import Axis
 from integral_nn.layout import Tie
 from integral_nn.network import IntegralNetwork
 from integral_nn.norms import fold_norms
 from integral_nn.permute import Reordering, apply_orders, reorder_axes
+from integral_nn.search import fast_paths_off, find_axes
 from integral_nn.symbolic import ConversionError, call
 
 _EXACT = ("trapezoid", "midpoint")

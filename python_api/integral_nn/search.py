@@ -1,0 +1,353 @@
+"""Find the continuous axes of any network: symbolic sizes propose, a proof on the network itself decides.
+
+    sizes     every dimension of every parameter and buffer as an expression of a few symbols    (`symbolic`)
+    layouts   what an expression can mean: 16 a is channel-major or channel-minor, a + b has an order    (`meanings`)
+    proof     permutation and refinement leave the outputs as they were    (`prove`)
+    search    hypotheses until the proof holds, or none is left    (here)
+
+There is no rule for any operation, save for where a sum of sizes is put together. What cannot be proved stays
+discrete, and the summary says why.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from integral_nn.axes import AxisSet, AxisSpec, Discrete
+from integral_nn.layout import Layout, Tie
+from integral_nn.meanings import Meanings, readable
+from integral_nn.prove import OutputTie, Probe
+from integral_nn.sizes import depthwise
+from integral_nn.symbolic import Place, Sizes, trace_sizes
+
+_MOST_HYPOTHESES = 128
+
+
+def find_axes(
+    net: nn.Module,
+    example_inputs: Tensor | tuple,
+    *,
+    ignore: str | Iterable[str] = (),
+    only: str | Iterable[str] | None = None,
+    continuous_inputs: bool | Mapping[int, int] = False,
+    continuous_outputs: bool = False,
+    seed: int = 0,
+) -> AxisSet:
+    """The continuous axes of `net`, each proved by permuting and refining it.
+
+    Args:
+        net: any module; it is not changed. It is run in eval mode on `example_inputs`.
+        example_inputs: a tensor, or a tuple of positional inputs.
+        ignore: axes to leave discrete, by the name of the axis, of a layer whose outputs lie along it, or of a tensor
+            it ties; wildcards as in a shell.
+        only: if given, the only axes to look for, likewise.
+        continuous_inputs: let the channels of the inputs be continuous too (dimension 1, or {input: dimension}).
+        continuous_outputs: let the sizes of the outputs be continuous too.
+        seed: of the random weights and orders of the proof.
+
+    Raises:
+        ConversionError: the network cannot be traced or run; the message names the operation.
+        ValueError: a name in `ignore` or `only` that matches no axis.
+    """
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    tensors = {n: t for n, t in [*net.named_parameters(), *net.named_buffers()] if t.is_floating_point() and t.dim()}
+    free = continuous_inputs if isinstance(continuous_inputs, Mapping) else None
+    if continuous_inputs is True:
+        free = {i: 1 for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.dim() > 1}
+    places = [(f"input:{i}", d) for i, d in (free or {}).items()]
+    net = copy.deepcopy(net).eval()
+    with fast_paths_off():
+        sizes = trace_sizes(net, inputs, tensors, places)
+        shapes = {**{n: tuple(t.shape) for n, t in tensors.items()}}
+        shapes |= {f"input:{i}": tuple(x.shape) for i, x in enumerate(inputs) if isinstance(x, Tensor)}
+        return _Search(net, inputs, sizes, shapes, _patterns(ignore, "ignore"), only, continuous_outputs, seed).run()
+
+
+class fast_paths_off:
+    """Attention's fused inference path hides the shapes of its weights: off while tracing and proving."""
+
+    def __enter__(self) -> None:
+        self.was = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        torch.backends.mha.set_fastpath_enabled(self.was)
+
+
+def _patterns(names: str | Iterable[str], argument: str) -> list[str]:
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"{argument} must be names of axes or modules, got {type(name).__name__}")
+    return names
+
+
+class _Search:
+    """The state of a search: hypotheses still held, and what was found out."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        inputs: tuple,
+        sizes: Sizes,
+        shapes: dict[str, tuple[int, ...]],
+        ignore: list[str],
+        only: str | Iterable[str] | None,
+        continuous_outputs: bool,
+        seed: int,
+    ) -> None:
+        self.sizes, self.shapes, self.ignore = sizes, shapes, ignore
+        self.only = None if only is None else _patterns(only, "only")
+        self.net, self.inputs, self.seed = net, inputs, seed
+        self.modules = dict(net.named_modules())
+        self.discrete: dict[str, str] = {}  # symbol -> why
+        self.grain: dict[str, int] = {}  # symbol -> copies of a smaller axis
+        self.blocks: dict[str, int] = {}
+        self.choice: dict[str, int] = {}  # raw size -> which of its candidate layouts
+        self.fixed: set[str] = set()
+        self.flipped: dict[Place, bool] = {}
+        in_order = (s for expr in sizes.places.values() for s in sorted(expr.free_symbols, key=str))
+        self.symbols = {str(s): s for s in in_order}  # as the network's parameters come
+        for symbol in self.symbols.values():
+            if sizes.hints[symbol] < 2:
+                self.discrete[str(symbol)] = "it has a single channel"
+        for expr in sizes.places.values():
+            if not readable(expr):
+                for symbol in expr.free_symbols:
+                    self.discrete[str(symbol)] = f"its size enters another as {expr}"
+        uses = Counter(str(s) for expr in sizes.places.values() for s in expr.free_symbols)
+        uses.update(str(s) for _, _, expr in sizes.outputs for s in expr.free_symbols)
+        self.discrete |= {s: "nothing else has its size" for s in self.symbols if uses[s] == 1}
+        self.output_exprs = sizes.outputs if continuous_outputs else []
+        if not continuous_outputs:
+            for _, _, expr in sizes.outputs:
+                for symbol in expr.free_symbols:
+                    self.discrete[str(symbol)] = "it is a size of the network's outputs"
+        self.meanings = Meanings(sizes, self.discrete, self.grain)
+
+    # layouts ---------------------------------------------------------------------------------------------------
+
+    def layout(self, place: Place) -> Layout:
+        key = self.sizes.raw[place]
+        found = self.meanings.candidates(self.sizes.places[place])
+        return found[min(self.choice.get(key, 0), len(found) - 1)]
+
+    def ties(self, symbols: Iterable[str]) -> list[Tie]:
+        """The dimensions along any of `symbols`, every other axis taken as constant."""
+        live = set(symbols)
+        found = []
+        for place, expr in self.sizes.places.items():
+            if live & {str(s) for s in expr.free_symbols}:
+                layout = self.layout(place).renamed({s: s for s in live})
+                found.append(Tie(*place, layout, self.integrated(place)))
+        return found
+
+    def output_ties(self, symbols: Iterable[str]) -> list[OutputTie]:
+        live = {s: s for s in symbols}
+        return [(i, d, self.meanings.candidates(e)[0].renamed(live)) for i, d, e in self.output_exprs]
+
+    # roles -----------------------------------------------------------------------------------------------------
+
+    def integrated(self, place: Place) -> bool:
+        return self.flipped.get(place, self._usual_role(place)[0])
+
+    def _usual_role(self, place: Place) -> tuple[bool, bool]:
+        """Whether a dimension is summed over by the customs of torch.nn, and whether that is certain."""
+        tensor, dim = place
+        owner, _, leaf = tensor.rpartition(".")
+        module = self.modules.get(owner)
+        rank = len(self.shapes[tensor])
+        if tensor.startswith("input:") or "bias" in leaf:
+            return False, True
+        if isinstance(module, nn.modules.conv._ConvTransposeNd):
+            return dim == 0 and not depthwise(module), True
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+            return dim == 1, True
+        if isinstance(module, nn.Bilinear):
+            return dim >= 1, True
+        if isinstance(module, (nn.Embedding, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)):
+            return False, True
+        return rank > 1 and dim == 1, False
+
+    # the search ------------------------------------------------------------------------------------------------
+
+    def run(self) -> AxisSet:
+        names = self.name_axes()
+        live = [s for s in self.symbols if s not in self.discrete]
+        if live:
+            self.probe = Probe(self.net, self.inputs, self.seed)
+            for symbol in list(_failing(live, lambda some: self.permutes(some))):
+                if not self.search_layout(symbol):
+                    self.discrete[symbol] = "no layout was found in which its channels can be reordered"
+            live = [s for s in live if s not in self.discrete]
+            # Twice, and differently: sizes that must keep a ratio to each other would pass if all were doubled.
+            halves = [live[::2], live[1::2]]
+            for symbol in [s for half in halves for s in _failing(half, lambda some: self.refines(some))]:
+                if not self.search_roles(symbol):
+                    self.discrete[symbol] = (
+                        "the network does not take another size: a sum over its channels that no weight multiplies "
+                        "(softmax, product of feature maps), or a size it repeats elsewhere"
+                    )
+            live = [s for s in live if s not in self.discrete]
+            self.check_influence(live)
+            live = [s for s in live if s not in self.discrete]
+        specs = {}
+        for symbol in live:
+            name = names[symbol]
+            specs[name] = AxisSpec(name, self.meanings.nodes(symbol), self.step(symbol), self.blocks.get(symbol, 1))
+        rename: dict[str, str | None] = {s: names[s] for s in live}
+        ties = [replace(t, layout=t.layout.renamed(rename)) for t in self.ties(live)]
+        outputs = [(i, d, layout.renamed(rename)) for i, d, layout in self.output_ties(live)]
+        return AxisSet(specs, ties, [o for o in outputs if o[2].axes], self.discrete_places(live))
+
+    def permutes(self, symbols: Sequence[str]) -> bool:
+        axes = {s: (self.meanings.nodes(s), self.blocks.get(s, 1)) for s in symbols}
+        return self.probe.permuted(self.ties(symbols), axes, self.output_ties(symbols)) <= self.probe.tolerance
+
+    def refines(self, symbols: Sequence[str]) -> bool:
+        return self.probe.refined(self.ties(symbols), symbols, self.output_ties(symbols)) <= self.probe.tolerance
+
+    def search_layout(self, symbol: str) -> bool:
+        """Try what else the sizes can mean: other layouts, then channels in blocks, then copies of a smaller axis."""
+        expr_of = {self.sizes.raw[p]: e for p, e in self.sizes.places.items() if self.symbols[symbol] in e.free_symbols}
+        k = self.step(symbol)
+        shapes = [(1, 1)] + ([(k, 1), (1, k)] if k > 1 else [])
+        saved = dict(self.choice)
+        tried = 0
+        for blocks, grain in shapes:
+            self.blocks[symbol], self.grain[symbol] = blocks, grain
+            keys = [key for key in expr_of if key not in self.fixed]
+            counts = [range(len(self.meanings.candidates(expr_of[key]))) for key in keys]
+            for picks in sorted(itertools.islice(itertools.product(*counts), 4096), key=sum):
+                tried += 1
+                if tried > _MOST_HYPOTHESES:
+                    break
+                self.choice.update(zip(keys, picks))
+                if self.permutes([symbol]):
+                    self.fixed.update(expr_of)
+                    return True
+        self.choice = saved
+        self.blocks.pop(symbol), self.grain.pop(symbol)
+        return False
+
+    def search_roles(self, symbol: str) -> bool:
+        """Try the other roles of weights that no module of torch.nn owns."""
+        unsure = [(t.tensor, t.dim) for t in self.ties([symbol]) if not self._usual_role((t.tensor, t.dim))[1]]
+        usual = {place: self._usual_role(place)[0] for place in unsure}
+        for flips in sorted(itertools.product((False, True), repeat=min(len(unsure), 6)), key=sum):
+            self.flipped.update({place: usual[place] != flip for place, flip in zip(unsure, flips)})
+            if self.refines([symbol]):
+                return True
+        for place in unsure:
+            self.flipped.pop(place)
+        return False
+
+    def check_influence(self, live: list[str]) -> None:
+        """Make axes discrete whose channels the outputs hardly depend on: nothing was proved of them.
+
+        A rectifier that is off hides a channel from one input, so a few are tried.
+        """
+        ties = [(t, s) for t in self.ties(live) for s in t.axes if len(self.shapes[t.tensor]) > 1]
+        total: dict[str, Tensor] = {}
+        for draw in range(6):
+            found = self.probe.gradients(fresh_inputs=draw > 0)
+            if found is None:
+                return
+            total = {n: torch.nan_to_num(g) + total.get(n, 0) for n, g in found.items()}
+            weak = [(t, s) for t, s in ties if t.tensor in total and not self._influential(total[t.tensor], t, s)]
+            if not weak:
+                return
+        for tie, symbol in weak:
+            self.discrete[symbol] = f"the outputs do not depend on {tie.tensor}, so nothing can be proved of it"
+
+    def _influential(self, strength: Tensor, tie: Tie, symbol: str) -> bool:
+        """Whether the outputs depend on a quarter of a tensor's channels or more."""
+        channels = torch.cat(tie.layout.channels(strength, tie.dim, symbol), 1).sum(1)
+        return int((channels > 1e-10).sum()) >= max(self.meanings.nodes(symbol) / 4, 1)
+
+    def step(self, symbol: str) -> int:
+        """The least number that every size of the axis must be a multiple of."""
+        s = self.symbols[symbol]
+        facts = [(e, k) for e, k in self.sizes.divisible if s in e.free_symbols]
+        nodes = self.meanings.nodes(symbol)
+        grain = self.grain.get(symbol, 1)
+        for step in range(1, nodes + 1):
+            if nodes % step:
+                continue
+            trial = {other: self.sizes.hints[other] for e, _ in facts for other in e.free_symbols}
+            if all(int(e.subs(trial | {s: step * v * grain})) % k == 0 for e, k in facts for v in (1, 2, 3)):
+                return step
+        return nodes
+
+    # names and reasons -----------------------------------------------------------------------------------------
+
+    def name_axes(self) -> dict[str, str]:
+        """Name each axis after the layer that makes it; apply `ignore` and `only`."""
+        names: dict[str, str] = {}
+        matched: set[str] = set()
+        for symbol in self.symbols:
+            if symbol in self.discrete:
+                continue
+            ties = self.ties([symbol])
+            maker = min(ties, key=self._maker_rank)
+            owner = maker.tensor.rpartition(".")[0] or maker.tensor
+            name, count = owner, 1
+            while name in names.values():
+                count += 1
+                name = f"{owner}#{count}"
+            names[symbol] = name
+            makers = {t.tensor.rpartition(".")[0] for t in ties if not t.integrated}
+            tied = {name} | makers | {t.tensor for t in ties}
+            hits = [p for p in self.ignore if any(fnmatch.fnmatchcase(n, p) for n in tied)]
+            matched.update(hits)
+            if hits:
+                self.discrete[symbol] = "ignored, as asked"
+            wanted = [p for p in self.only or [] if fnmatch.fnmatchcase(name, p)]
+            matched.update(wanted)
+            if self.only is not None and not wanted:
+                self.discrete[symbol] = "not among those asked for"
+        for pattern in [*self.ignore, *(self.only or [])]:
+            if pattern not in matched:
+                raise ValueError(f"{pattern!r} matches no continuous axis; there are {sorted(names.values())}")
+        return names
+
+    def _maker_rank(self, tie: Tie) -> tuple[bool, bool, bool]:
+        """Layers that surely make the axis come first, then raw weights, then vectors, then its readers."""
+        certain = self._usual_role((tie.tensor, tie.dim))[1]
+        return tie.integrated and certain, len(self.shapes[tie.tensor]) < 2, not certain
+
+    def discrete_places(self, live: list[str]) -> list[Discrete]:
+        found = []
+        for place, expr in self.sizes.places.items():
+            tensor, dim = place
+            size = self.shapes[tensor][dim]
+            if {str(s) for s in expr.free_symbols} & set(live) or tensor.startswith("input:"):
+                continue
+            if expr.free_symbols:
+                reasons = {self.discrete[str(s)] for s in expr.free_symbols}
+                found.append(Discrete(tensor, dim, size, "; ".join(sorted(reasons))))
+            elif place in self.sizes.pinned:
+                reason = f"fixed by {self.sizes.pinned[place]}: a size of the inputs, or a number in the code"
+                found.append(Discrete(tensor, dim, size, reason))
+        return found
+
+
+def _failing(symbols: Sequence[str], passes: object) -> Iterator[str]:
+    """Those that fail on their own, by halving a group that fails together."""
+    assert callable(passes)
+    if not symbols or passes(symbols):
+        return
+    if len(symbols) == 1:
+        yield symbols[0]
+        return
+    middle = len(symbols) // 2
+    yield from _failing(symbols[:middle], passes)
+    yield from _failing(symbols[middle:], passes)
