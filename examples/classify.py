@@ -62,7 +62,7 @@ def block(i: int, o: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
 
 def vgg(w: int, stride: int) -> nn.Module:
     """Convolutions and strides, then two linear layers."""
-    layers = [block(1, w), block(w, 2 * w, 2), block(2 * w, 2 * w), block(2 * w, 4 * w, stride)]
+    layers = [block(1, w, stride), block(w, 2 * w, 2), block(2 * w, 2 * w), block(2 * w, 4 * w, 2)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16 * w, 4 * w), nn.ReLU(),
                          nn.Linear(4 * w, 10))  # fmt: skip
 
@@ -70,7 +70,7 @@ def vgg(w: int, stride: int) -> nn.Module:
 def nin(w: int, stride: int) -> nn.Module:
     """Network in network: each convolution followed by two of 1 x 1, the last averaged."""
     layers = []
-    for i, o, step in ((1, w, 1), (w, 2 * w, 2), (2 * w, 4 * w, stride)):
+    for i, o, step in ((1, w, stride), (w, 2 * w, 2), (2 * w, 4 * w, 2)):
         layers += [block(i, o, step), block(o, o, 1, 1), block(o, o, 1, 1)]
     return nn.Sequential(*layers, nn.Conv2d(4 * w, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
@@ -99,17 +99,21 @@ def resnet(w: int, stride: int) -> nn.Module:
 
 
 def train(net: nn.Module, data: Data, steps: int, lr: float, title: str, sizes: bool = False) -> None:
-    """Adam with a one-cycle rate and shifts by a pixel; `sizes`: random widths at each step (Algorithm 1)."""
+    """Adam with a one-cycle rate and shifts by a pixel.
+
+    `sizes`: random widths (Algorithm 1) at every other step, the full width between, as the two partitions of the
+    paper's equation 8.
+    """
     x, y = data[:2]
     draw = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(net.parameters(), lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     net.train()
-    for _ in tqdm(range(steps), title, mininterval=2):
+    for step in tqdm(range(steps), title, mininterval=2):
         batch = torch.randint(len(y), (128,), generator=draw)
         dx, dy = torch.randint(-1, 2, (2,), generator=draw).tolist()
         if sizes:
-            net.resample(draw)  # type: ignore[operator]
+            net.resample(draw) if step % 2 else net.resize(1.0)  # type: ignore[operator]
         shifted = torch.roll(F.pad(x[batch], (1, 1, 1, 1), value=-0.5), (dy, dx), (2, 3))[:, :, 1:-1, 1:-1]
         loss = F.cross_entropy(net(shifted), y[batch], label_smoothing=0.05)
         optimizer.zero_grad()
