@@ -119,7 +119,7 @@ class Study:
             sizes = self.sizes(share)
             self.record["removed"][f"{share:.2f}"] = round(1 - self.model.parameter_count(sizes) / full, 4)
             self.cell("width", "trained at that width", share, lambda _, share=share: self.alone(net, share), sizes)
-            for way, make in ways.items():
+            for way, make in {**ways, "A: INN-init, points tuned": self.retuned}.items():
                 self.cell("width", way, share, make, sizes)
         self.keep()
         self.show()
@@ -142,7 +142,7 @@ class Study:
         unordered = integral(net, quadrature="trapezoid", permute=False)
         folded = integral(net, permute=False)
         plain = folded.discretize()  # C cuts the layers that B cuts
-        self.model = tuned
+        self.init, self.model = init, tuned
         found: dict[str, Make] = {
             "A: INN-init": lambda sizes: self.resized(init, sizes),
             "A: INN": lambda sizes: self.resized(scratch, sizes),
@@ -168,7 +168,7 @@ class Study:
             else self.trained(f"{share:.2f}", self.task.build(share), self.options.steps, self.options.lr)
         )
 
-    def resized(self, model: inn.IntegralNetwork, sizes: dict[str, int]) -> nn.Module:
+    def resized(self, model: inn.IntegralNetwork, sizes: dict[str, int]) -> inn.IntegralNetwork:
         """An integral network at other sizes, its norms' statistics measured there."""
         model.resize(sizes)
         if self.task.calibration:
@@ -180,6 +180,10 @@ class Study:
         steps = self.options.tuning if sizes != self.sizes(1.0) else 0
         inn.tune_partitions(model, self.task.loss, self.task.batches, sizes=sizes, steps=steps, lr=0.02)
         return model
+
+    def retuned(self, sizes: dict[str, int]) -> nn.Module:
+        """INN-init at other sizes, its points tuned there."""
+        return self.tuned(self.resized(copy.deepcopy(self.init), sizes), sizes)
 
     def measured(self, net: nn.Module) -> nn.Module:
         """A plain network, its norms' statistics measured as for the integral ones."""
@@ -243,11 +247,11 @@ def draw(axes: Any, record: dict[str, Any]) -> None:
 def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """Options that every study has."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--steps", type=int, default=3000, help="of a training; INN-init adds as many")
-    options.add_argument("--scratch-steps", type=int, default=4500, help="of the training of INN from scratch")
+    options.add_argument("--steps", type=int, default=2000, help="of a training; INN-init adds as many")
+    options.add_argument("--scratch-steps", type=int, default=4000, help="of the training of INN from scratch")
     options.add_argument("--lr", type=float, default=3e-3, help="largest learning rate, from scratch")
     options.add_argument("--init-lr", type=float, default=1e-3, help="largest learning rate of INN-init")
-    options.add_argument("--smooth", type=float, default=0.65, help="weight of the nodes' roughness in INN's loss")
+    options.add_argument("--smooth", type=float, default=5.0, help="weight of the nodes' roughness in INN's loss")
     options.add_argument("--range", type=float, nargs=2, default=[0.4, 1.0], help="widths that INN is trained at")
     options.add_argument("--tuning", type=int, default=200, help="steps of each tuning of partitions")
     options.add_argument("--samples", type=int, default=1024, help="training samples the partitions are tuned on")
