@@ -3,7 +3,7 @@
     A   an integral network trained at random widths (Algorithm 1), from the converted discrete one ("INN-init") and
         from scratch ("INN"); then re-discretized
     B   the discrete network converted and cut, only the points of its partitions tuned on a few batches; with and
-        without reordering its channels first
+        without reordering its channels first; and, with no data at all, its points placed by the nodes' curvature
     C   the discrete network cut by the L1 norm of its filters, or at random
 
 Compression is the share of parameters removed; no weight is fine-tuned after a cut. `classify.py` and `superres.py` say
@@ -148,6 +148,7 @@ class Study:
             "A: INN": lambda sizes: self.resized(scratch, sizes),
             "B: tuned": lambda sizes: self.tuned(tuned, sizes),
             "B: tuned, not permuted": lambda sizes: self.tuned(unordered, sizes),
+            "B: no data": lambda sizes: self.bent(tuned, sizes),
             "C: L1 norm": lambda sizes: cut(plain, folded, sizes),
             "C: random": lambda sizes: cut(plain, folded, sizes, random=True),
         }
@@ -179,6 +180,11 @@ class Study:
         """A converted network at other sizes, its points tuned."""
         steps = self.options.tuning if sizes != self.sizes(1.0) else 0
         inn.tune_partitions(model, self.task.loss, self.task.batches, sizes=sizes, steps=steps, lr=0.02)
+        return model
+
+    def bent(self, model: inn.IntegralNetwork, sizes: dict[str, int]) -> nn.Module:
+        """A converted network at other sizes, its points placed by the curvature of the nodes."""
+        inn.tune_partitions(model, sizes=sizes)
         return model
 
     def retuned(self, sizes: dict[str, int]) -> nn.Module:
