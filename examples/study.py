@@ -111,6 +111,8 @@ class Study:
         fresh = task.build(1.0)
         net = self.trained("discrete", copy.deepcopy(fresh), options.steps, options.lr)
         ways = self.ways(net, fresh)
+        longer = self.trained("discrete-longer", copy.deepcopy(net), options.steps, options.init_lr)
+        self.cell("width", "discrete, trained as long as INN-init", 1.0, lambda _: longer, {})
         for share in options.compressions:
             for way, make in ways.items():
                 self.cell("compression", way, share, make, inn.compressed_sizes(self.model, share))
