@@ -136,7 +136,7 @@ def claims(records: dict[str, Record]) -> str:
             row("better than L1 and random at every compression", f"{title}, {way}", worst, 0, unit, where)
     for title, record, _ in studies:
         alone = record["width"][ALONE]
-        for way in (INIT, f"{INIT}, points tuned"):
+        for way in (INIT, f"{INIT}, points tuned", SCRATCH, f"{SCRATCH}, points tuned"):
             ours = record["width"].get(way, {})
             gains = {s: ours[s] - alone[s] for s in ours if s in alone and float(s) < 1}
             if gains and not in_db(record):
