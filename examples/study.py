@@ -154,12 +154,8 @@ class Study:
             "C: L1 norm": lambda sizes: cut(plain, folded, sizes),
             "C: random": lambda sizes: cut(plain, folded, sizes, random=True),
         }
-        self.retuned: dict[str, Make] = {
-            f"{way}, points tuned": lambda sizes, model=model: self.tuned(  # type: ignore[misc]
-                self.resized(copy.deepcopy(model), sizes), sizes
-            )
-            for way, model in (("A: INN-init", init), ("A: INN", scratch))
-        }
+        trained = {"A: INN-init": init, "A: INN": scratch}
+        self.retuned = {f"{way}, points tuned": self.retune(model) for way, model in trained.items()}
         if task.calibration:
             found["C: L1 norm, norms measured anew"] = lambda sizes: self.measured(cut(net, init, sizes))
         return found
@@ -189,6 +185,10 @@ class Study:
         steps = self.options.tuning if sizes != self.sizes(1.0) else 0
         inn.tune_partitions(model, self.task.loss, self.task.batches, sizes=sizes, steps=steps, lr=0.02)
         return model
+
+    def retune(self, model: inn.IntegralNetwork) -> Make:
+        """A trained integral network at other sizes, its points tuned there."""
+        return lambda sizes: self.tuned(self.resized(copy.deepcopy(model), sizes), sizes)
 
     def bent(self, model: inn.IntegralNetwork, sizes: dict[str, int]) -> nn.Module:
         """A converted network at other sizes, its points placed by the curvature of the nodes."""
