@@ -78,7 +78,7 @@ def registry(modules: Sequence[str] = ()) -> list[KernelSpec]:
 
 def compile_one(spec: KernelSpec, config: Config, target: str) -> triton.compiler.CompiledKernel:
     """Compile one configuration of a kernel for one target."""
-    order = spec.kernel.arg_names
+    order, config = spec.kernel.arg_names, config.on(target)
     types = {name: "constexpr" if name in config.constants else spec.signature[name] for name in order}
     unknown = (set(spec.signature) | set(config.constants)) - set(order)
     if unknown:
@@ -93,6 +93,7 @@ def compile_one(spec: KernelSpec, config: Config, target: str) -> triton.compile
 
 def inspect(spec: KernelSpec, config: Config, target: str) -> Resources:
     """Compile one configuration and read its resources from the machine code."""
+    config = config.on(target)
     compiled = compile_one(spec, config, target)
     read = _read_amd if target == "gfx942" else _read_nvidia
     registers, shared, spills, occupancy, code = read(compiled, target, config.num_warps)

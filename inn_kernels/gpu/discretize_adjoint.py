@@ -43,9 +43,17 @@ from inn_kernels.gpu.tiles import (
 )
 
 NARROW = Config("narrow", {"SUB": 1, "LANES": 128}, num_warps=4, resident=10, max_registers=48)
+WIDE = Config(
+    "wide",
+    {"SUB": 4, "LANES": 128},
+    num_warps=4,
+    resident=7,
+    max_registers=72,
+    instead={"sm_80": {"max_registers": 80, "resident": 6}},  # 72 spill there
+)
 CONFIGS = {
-    2: (Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=7, max_registers=72), NARROW),
-    4: (Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=5, max_registers=96), NARROW),
+    2: (WIDE, NARROW),
+    4: (WIDE._replace(resident=5, max_registers=96, instead={}), NARROW),
 }
 """By bytes an element of dW. As `discretize`: four columns a thread keep enough of dW in flight, one column where the
 layer is small. The bounds are what the compiler needs to spill nothing; int64 column numbers take the larger one.

@@ -35,6 +35,7 @@ from inn_kernels.gpu.launch import (
     KernelSpec,
     empty,
     processors,
+    target_of,
 )
 
 CONTRIBUTORS = (4, 6, 8, 12)
@@ -268,7 +269,7 @@ Table = Mapping[str, Sequence[tuple[int, Config]]]
 def select(table: Table, x: Tensor, nodes: Tensor, rows: int) -> tuple[Config, dict[str, object]]:
     """The first configuration for so many rows, and the compile-time arguments that follow from the tensors."""
     kind = fp32_precision() if x.dtype == torch.float32 else "half"
-    config = next(config for most, config in table[kind] if rows <= most)
+    config = next(config for most, config in table[kind] if rows <= most).on(target_of(x.device))
     return config, _flags(kind, compute_dtype(x.dtype), nodes.shape[1:].numel() % 16 == 0)
 
 

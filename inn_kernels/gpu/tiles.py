@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inn_kernels.gpu.launch import Config, is_channels_last, processors
+from inn_kernels.gpu.launch import Config, is_channels_last, processors, target_of
 
 SIZES = (
     "out_nodes", "out_points", "outer", "in_nodes", "in_points", "inner", "rows", "blocks", "tiles",
@@ -189,7 +189,7 @@ def plan(sizes: Geometry, length: int, width: int, configs: Sequence[Config], de
     still fill the chip. Rows then grow until the programs just fit: no last, half-empty wave, and least halo.
     """
     batch = sizes.batch
-    for config in configs:
+    for config in [c.on(target_of(device)) for c in configs]:
         tiles = triton.cdiv(width, config.constants["SUB"] * config.constants["LANES"])
         wave = config.resident * processors(device)
         if batch * tiles * triton.cdiv(length, MIN_ROWS) >= wave:
