@@ -226,14 +226,18 @@ def workspace(device: torch.device, splits: int, tiles: int, tile_numel: int) ->
     return found
 
 
+PROGRAMS = 2
+"""Programs of an SM that splitting aims at where there are few tiles."""
+
+
 def split_count(tiles: int, steps: int, device: torch.device) -> int:
-    """How many programs share the `steps` of a tile: enough to give every SM two, each with at least two steps.
+    """How many programs share the `steps` of a tile: enough to give every SM PROGRAMS, each with at least two steps.
 
     One on AMD, whose barrier does not wait for the stores to device memory of other waves.
     """
     if torch.version.hip is not None:
         return 1
-    wanted = min(2 * processors(device) // max(tiles, 1), steps // 2)
+    wanted = min(PROGRAMS * processors(device) // max(tiles, 1), steps // 2)
     return triton.cdiv(steps, triton.cdiv(steps, wanted)) if wanted > 1 else 1
 
 

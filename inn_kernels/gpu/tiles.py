@@ -37,7 +37,7 @@ MIN_ROWS = 8
 
 @triton.jit
 def columns(i_tile, width, SUB: tl.constexpr, LANES: tl.constexpr, INDEX: tl.constexpr):
-    """Of a tile: its first column; offsets from it, [SUB * LANES]; the same, clamped to the last column; which exist."""
+    """Of a tile: its first column; offsets from it, [SUB * LANES]; the same, clamped to the last one; which exist."""
     i_first = i_tile.to(INDEX) * (SUB * LANES)
     b_lane = tl.arange(0, SUB * LANES)  # [SUB * LANES]
     left = tl.minimum(width - i_first, SUB * LANES).to(tl.int32)
