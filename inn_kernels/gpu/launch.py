@@ -53,7 +53,9 @@ class Config(NamedTuple):
 
     def on(self, target: str) -> Config:
         """The configuration as a target (one of ALL_TARGETS) takes it."""
-        changes = dict(self.instead.get(target, {}))
+        if target not in self.instead:
+            return self
+        changes = dict(self.instead[target])
         fields = {name: changes.pop(name) for name in self._fields if name in changes}
         return self._replace(constants={**self.constants, **changes}, instead={}, **fields)
 

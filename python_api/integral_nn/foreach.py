@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from inn_kernels import dispatch
 from inn_kernels.taps import Taps
@@ -60,11 +61,12 @@ class InterpolateMade(Interpolate):
 
 
 def can_share(nodes: Tensor, backend: str | None) -> bool:
-    """Whether a tensor takes part in the common launch: Triton's kernels would run it, no graph is traced."""
+    """Whether a tensor takes part in the common launch: Triton's kernels would run it, now and on real data."""
     return (
         nodes.device.type == "cuda"
+        and type(nodes) in (Tensor, Parameter)  # not a fake or a distributed one
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
         and dispatch.select_backend(backend, nodes.device, nodes.dtype) == "triton"
-        and not torch.compiler.is_compiling()
     )
 
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import integral_nn as inn
+from inn_kernels import dispatch
 from inn_kernels.gpu import foreach as launcher
 from inn_kernels.gpu.launch import INTERPRETED
 from integral_nn import foreach
@@ -102,6 +104,18 @@ def test_second_derivatives(shared: Shared) -> None:
         (first,) = torch.autograd.grad(model.sampled()["3.weight"].pow(3).sum(), weight, create_graph=True)
         found.append(torch.autograd.grad(first.square().sum(), weight)[0])
     close(found[1], found[0])
+
+
+def test_fake_tensors_and_traces_go_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "select_backend", lambda *_: "triton")
+    monkeypatch.setattr(foreach, "Tensor", FakeTensor)  # what stands for an ordinary tensor where there is no GPU
+    with FakeTensorMode():
+        x = torch.empty(3, 4, device="cuda")
+        assert foreach.can_share(x, None)
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert not foreach.can_share(x, None)
+        monkeypatch.undo()
+        assert not foreach.can_share(x, None)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="CPU tensors")
