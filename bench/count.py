@@ -1,0 +1,123 @@
+"""What a call costs besides time: operators launched, memory, and the machine's limits to measure both against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench.harness import Row, Runs, Times, quantiles
+
+
+class _Operators(TorchDispatchMode):
+    """Counts the operators that compute: not views of a tensor, not allocations alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.count += not func.is_view and not func.name().startswith("aten::empty")
+        return func(*args, **(kwargs or {}))
+
+
+def launches(runs: Runs, device: str) -> dict[str, int | None]:
+    """Operators that each call runs on a CPU, kernels it launches on a GPU. A compiled graph is not seen through."""
+    if device == "cpu":
+        return {name: None if "compiled" in name else _operators(run) for name, run in runs.items()}
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:  # starting it takes long: once
+        for name, run in runs.items():
+            with record_function(name):
+                run()
+                torch.cuda.synchronize()
+    events = profiler.events()
+    kernels = [e.time_range.start for e in events if e.device_type == DeviceType.CUDA and e.name not in runs]
+    spans = {e.name: e.time_range for e in events if e.name in runs and e.device_type == DeviceType.CPU}
+    return {name: sum(spans[name].start <= begin <= spans[name].end for begin in kernels) for name in runs}
+
+
+def _operators(run: Callable[[], object]) -> int:
+    with _Operators() as operators:
+        run()
+    return operators.count
+
+
+def peak_mib(run: Callable[[], object], device: str) -> float:
+    """MiB that PyTorch's allocator holds at most during a call, beyond what it holds before.
+
+    What libraries keep for themselves (packed weights of a matrix product, say) is not seen.
+    """
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    held = peak = 0
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes/s of a large copy within memory and flop/s of the fastest product, in one dtype, measured."""
+
+    bandwidth: float
+    peak: float
+
+    def share(self, seconds: float, moved: int, flops: int) -> float:
+        """The time these limits allow over the time taken."""
+        return max(moved / self.bandwidth, flops / self.peak) / seconds
+
+
+def measure_limits(
+    dtype: torch.dtype, device: str, clock: Callable[[Runs, float], Times], where: dict[str, str]
+) -> tuple[Limits, list[Row]]:
+    """A copy of a quarter of a gigabyte, a matrix product and a convolution: the machine's limits, and their rows."""
+    size, many = (2048, 2048) if device == "cpu" else (8192, 8192)
+    source = torch.ones(2**26, device=device)
+    there = torch.empty_like(source)
+    weight, x = torch.randn(size, size).to(device, dtype), torch.randn(many, size).to(device, dtype)
+    image, filters = torch.randn(32, 256, 14, 14).to(device, dtype), torch.randn(256, 256, 3, 3).to(device, dtype)
+    runs: Runs = {
+        "copy in place": lambda: there.copy_(source),
+        "matrix product": lambda: F.linear(x, weight),
+        "convolution": lambda: F.conv2d(image, filters, padding=1),
+    }
+    shapes = {
+        "copy in place": ("256 MiB", 2 * 4 * source.numel(), 0),
+        "matrix product": (f"{many} x {size} x {size}", 3 * dtype.itemsize * size * many, 2 * many * size * size),
+        "convolution": (
+            "256 to 256 3x3 on 14x14, batch 32",
+            dtype.itemsize * (2 * image.numel() + filters.numel()),
+            2 * 32 * 196 * filters.numel(),
+        ),
+    }
+    with torch.no_grad():
+        times = clock(runs, 1.0)
+    best = {name: quantiles(times[name])[1] / 1e3 for name in runs}  # the 20th percentile: a limit, not a habit
+    limits = Limits(
+        shapes["copy in place"][1] / best["copy in place"],
+        max(shapes[name][2] / best[name] for name in ("matrix product", "convolution")),
+    )
+    name = str(dtype).removeprefix("torch.")
+    rows = []
+    for provider, (shape, moved, flops) in shapes.items():
+        share = limits.share(quantiles(times[provider])[0] / 1e3, moved, flops)
+        row = Row("machine", provider, "forward", shape, name, *quantiles(times[provider]), bytes=moved, flops=flops)
+        row.bandwidth_share = share
+        rows.append(Row(**{**row.__dict__, **where}))
+    return limits, rows
+
