@@ -12,19 +12,19 @@ test: $(VENV)/installed  ## the whole test suite
 
 demo: $(VENV)/installed  ## train on digits, shrink without fine-tuning, time the dataflows
 	$(RUN) examples/digits.py
-	@echo; echo "A training step of four layers on this machine, each dataflow beside the dense layer:"
-	$(RUN) -m bench --quick -k step
+	@echo; echo "Layers of 256 nodes on this machine, each dataflow beside the dense layer:"
+	$(RUN) -m bench --quick -k "256 nodes"
 
 check: $(VENV)/installed  ## style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-bench: $(VENV)/installed  ## CPU benchmark: table, bench/results/cpu.csv, README's table
+bench: $(VENV)/installed  ## CPU benchmark, some ten minutes: bench/results/cpu.csv, docs/bench.md, README's table
 	$(RUN) -m bench
 	$(RUN) -m bench.report
 
-report: $(VENV)/installed  ## README's table from bench/results
+report: $(VENV)/installed  ## docs/bench.md, its figures and README's table from bench/results
 	$(RUN) -m bench.report
 
 sanitize: $(VENV)/installed  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -35,7 +35,7 @@ test-gpu:  ## the kernels' tests on a GPU, with the Python, torch and triton at 
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest -q -p no:cacheprovider tests/gpu -k "repeatable or dataflow or foreach"
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(PYTHON) -m pytest -q -p no:cacheprovider tests/gpu -k "repeatable or dataflow or foreach"
 
-bench-gpu:  ## GPU benchmark: bench/results/gpu.csv
+bench-gpu:  ## GPU benchmark, some minutes: bench/results/gpu.csv
 	$(PYTHON) -m bench.gpu
 
 clean:

@@ -83,24 +83,25 @@ class Limits:
 
 
 def measure_limits(
-    dtype: torch.dtype, device: str, clock: Callable[[Runs, float], Times], where: dict[str, str]
+    dtype: torch.dtype, device: str, clock: Callable[[Runs, float], Times], where: dict[str, str], size: int
 ) -> tuple[Limits, list[Row]]:
-    """A copy of a quarter of a gigabyte, a matrix product and a convolution: the machine's limits, and their rows."""
-    size, many = (2048, 2048) if device == "cpu" else (8192, 8192)
-    source = torch.ones(2**26, device=device)
+    """A copy and a square product of this size and a convolution: the machine's limits in a dtype, and their rows."""
+    source = torch.ones(16 * size**2, device=device)
     there = torch.empty_like(source)
-    weight, x = torch.randn(size, size).to(device, dtype), torch.randn(many, size).to(device, dtype)
-    image, filters = torch.randn(32, 256, 14, 14).to(device, dtype), torch.randn(256, 256, 3, 3).to(device, dtype)
+    weight, x = torch.randn(2, size, size).to(device, dtype)
+    channels = size // 8
+    image = torch.randn(32, channels, 14, 14).to(device, dtype)
+    filters = torch.randn(channels, channels, 3, 3).to(device, dtype)
     runs: Runs = {
         "copy in place": lambda: there.copy_(source),
         "matrix product": lambda: F.linear(x, weight),
         "convolution": lambda: F.conv2d(image, filters, padding=1),
     }
     shapes = {
-        "copy in place": ("256 MiB", 2 * 4 * source.numel(), 0),
-        "matrix product": (f"{many} x {size} x {size}", 3 * dtype.itemsize * size * many, 2 * many * size * size),
+        "copy in place": (f"{4 * source.numel() / 2**20:g} MiB", 2 * 4 * source.numel(), 0),
+        "matrix product": (f"{size} x {size} x {size}", 3 * dtype.itemsize * size**2, 2 * size**3),
         "convolution": (
-            "256 to 256 3x3 on 14x14, batch 32",
+            f"{channels} to {channels} 3x3 on 14x14, batch 32",
             dtype.itemsize * (2 * image.numel() + filters.numel()),
             2 * 32 * 196 * filters.numel(),
         ),
@@ -120,4 +121,3 @@ def measure_limits(
         row.bandwidth_share = share
         rows.append(Row(**{**row.__dict__, **where}))
     return limits, rows
-

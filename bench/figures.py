@@ -9,7 +9,7 @@ import matplotlib
 from bench.harness import Row
 
 matplotlib.use("svg")
-from matplotlib import pyplot as plt  # noqa: E402: after the choice of backend
+from matplotlib import pyplot as plt
 
 STYLE = {
     "grid_sample": ("the authors' way, by grid_sample", "tab:red", "s"),
@@ -33,10 +33,12 @@ def growth(rows: list[Row]) -> plt.Figure:
     """Time of a training step against width, rows and layers, with the machine's limits."""
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.4), sharey=True, layout="constrained")
     steps = [row for row in rows if row.op == "linear" and row.mode == "step" and row.dtype == "float32"]
+    widths = {width: f"{width} nodes at {width * 3 // 4}, batch 8" for width in _powers(256, 8192)}
+    batches = {batch: f"1024 nodes at 768, batch {batch}" for batch in _powers(1, 8192)}
     against = [  # axis label, title, the rows of the panel by what is on its axis
-        ("nodes of a side", "batch 8, points at 3/4 of the nodes", {w: f"{w} nodes at {w * 3 // 4}, batch 8" for w in _powers(256, 8192)}),
-        ("rows (batch)", "1024 nodes at 768 points", {b: f"1024 nodes at 768, batch {b}" for b in _powers(1, 8192)}),
-    ]  # fmt: skip
+        ("nodes of a side", "batch 8, points at 3/4 of the nodes", widths),
+        ("rows (batch)", "1024 nodes at 768 points", batches),
+    ]
     for panel, (label, title, shapes) in zip(panels, against):
         _lines(panel, steps, shapes)
         panel.set(xlabel=label, title=title, xscale="log", yscale="log")
@@ -56,10 +58,13 @@ def _lines(panel: plt.Axes, rows: list[Row], shapes: dict[int, str]) -> None:
     by_key = {(row.provider, row.shape): row for row in rows}
     for provider, (label, colour, marker) in STYLE.items():
         found = {at: by_key[provider, shape] for at, shape in shapes.items() if (provider, shape) in by_key}
+        if not found:
+            continue
         times = [row.ms_p50 for row in found.values()]
-        spread = [[max(row.ms_p50 - row.ms_p20, 0) for row in found.values()], [row.ms_p80 - row.ms_p50 for row in found.values()]]
-        if found:
-            panel.errorbar(list(found), times, spread, label=label, color=colour, marker=marker, markersize=3, linewidth=1)
+        below = [row.ms_p50 - row.ms_p20 for row in found.values()]
+        above = [row.ms_p80 - row.ms_p50 for row in found.values()]
+        look = {"label": label, "color": colour, "marker": marker, "markersize": 3, "linewidth": 1}
+        panel.errorbar(list(found), times, [below, above], **look)
     dense = {at: by_key["dense", shape] for at, shape in shapes.items() if ("dense", shape) in by_key}
     limit = {at: row.ms_p50 * row.bandwidth_share for at, row in dense.items() if row.bandwidth_share is not None}
     if limit:  # the time in which the machine could do the dense step, by its bandwidth and its peak

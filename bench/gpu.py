@@ -165,9 +165,9 @@ def main() -> None:
     if not options.dry_run and not torch.cuda.is_available():
         raise SystemExit("no GPU here; --dry-run shows that the script works")
     if options.dry_run:  # the fused kernels need a GPU
-        bench, jobs = GpuBench("cpu", 0.0, DATAFLOWS[:3]), dry_jobs
+        bench, jobs = GpuBench("cpu", 0.0, DATAFLOWS[:3], 64), dry_jobs
     else:
-        bench, jobs = GpuBench("cuda", options.seconds, DATAFLOWS), gpu_jobs
+        bench, jobs = GpuBench("cuda", options.seconds, DATAFLOWS, 8192), gpu_jobs
     rows = measure([job for job in jobs(bench) if options.k in job.name])
     if options.dry_run:
         print(f"{len(rows)} rows, none written")

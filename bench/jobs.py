@@ -32,6 +32,7 @@ class Bench:
     device: str = "cpu"
     seconds: float = 1.0
     dataflows: Sequence[str] = ("auto", "materialize", "factored")
+    limit_size: int = 2048  # of the product and the copy that show the machine's limits
 
     def __post_init__(self) -> None:
         self.where = environment(self.device)
@@ -45,10 +46,10 @@ class Bench:
         """Times of a few providers that run in the same rounds."""
         return paired_times(runs, seconds)
 
-    @functools.cache  # noqa: B019: once a run
+    @functools.cache  # noqa: B019 (once a run)
     def limits(self, dtype: torch.dtype) -> tuple[count.Limits, list[Row]]:
         """The machine's limits in a dtype, measured once in this run."""
-        return count.measure_limits(dtype, self.device, self.clock, self.where)
+        return count.measure_limits(dtype, self.device, self.clock, self.where, self.limit_size)
 
     def machine(self, dtype: torch.dtype) -> list[Row]:
         """Rows of the limits."""
@@ -102,7 +103,7 @@ class Bench:
             rows.append(row)
         return rows
 
-    @functools.cache  # noqa: B019: one network a run
+    @functools.cache  # noqa: B019 (one network a run)
     def network(self, width: int) -> IntegralNetwork:
         """The integral ResNet-18."""
         torch.manual_seed(0)
@@ -144,7 +145,12 @@ class Bench:
         rows = []
         for name in runs:
             row = self.row(
-                "network", name, "step", f"ResNet-18 at {share:.0%}, {image}x{image}, batch {batch}", compute, times[name]
+                "network",
+                name,
+                "step",
+                f"ResNet-18 at {share:.0%}, {image}x{image}, batch {batch}",
+                compute,
+                times[name],
             )
             row.ratio_to_dense, row.error = median_ratio(times[name], base[name]), errors[name]
             row.launches, row.peak_mib = costs[name]
@@ -196,10 +202,15 @@ def cpu_jobs(bench: Bench) -> list[Job]:
     jobs += [Job(f"sampling {case.weight}", lambda case=case: bench.sampler(case)) for case in sampled]
     jobs += [layer_job(bench, case) for case in cpu_cases()]
     stacked = linear(1024, 0.75, 64)
-    jobs += [Job(f"stack of {layers}", lambda layers=layers: bench.stack(stacked, layers)) for layers in (1, 2, 4, 8, 16)]
+    jobs += [
+        Job(f"stack of {layers}", lambda layers=layers: bench.stack(stacked, layers)) for layers in (1, 2, 4, 8, 16)
+    ]
     jobs += [Job(f"resize at {share:.0%}", lambda share=share: bench.resize(share)) for share in SHARES]
     jobs += [Job(f"network step at {s:.0%}", lambda s=s: bench.step(s, 8, 64, torch.float32)) for s in SHARES]
-    return [*jobs, *(Job(f"network latency batch {b}", lambda b=b: bench.latency(b, 128, torch.float32)) for b in (1, 8))]
+    return [
+        *jobs,
+        *(Job(f"network latency batch {b}", lambda b=b: bench.latency(b, 128, torch.float32)) for b in (1, 8)),
+    ]
 
 
 def layer_job(bench: Bench, case: Case) -> Job:

@@ -1,4 +1,4 @@
-"""A ResNet-18-shaped network: what a resize and a training step of a whole network cost, and what being smaller gains."""
+"""A ResNet-18-shaped network: what its resize and its training step cost, and what being smaller gains."""
 
 from __future__ import annotations
 

