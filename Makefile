@@ -12,8 +12,8 @@ test: $(VENV)/installed  ## the whole test suite
 
 demo: $(VENV)/installed  ## train on digits, shrink without fine-tuning, time the dataflows
 	$(RUN) examples/digits.py
-	@echo; echo "Layers of 256 nodes on this machine, each dataflow beside the dense layer:"
-	$(RUN) -m bench --quick -k "256 nodes"
+	@echo; echo "Linear layers of 512 nodes on this machine, each dataflow beside the dense layer:"
+	$(RUN) -m bench --quick -k "linear 512 nodes"
 
 check: $(VENV)/installed  ## style and types
 	$(RUN) -m ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def measure(jobs: list[Job]) -> list[Row]:
         except torch.OutOfMemoryError:
             tqdm.write(f"\n{job.name}: out of memory, left out")
             continue
+        gc.collect()  # what a job leaves behind, not within another's rounds
         tqdm.write(f"\n{job.name}")
         for row in new:
             tqdm.write(f"  {describe(row)}")
@@ -52,7 +54,7 @@ def main() -> int:
     """Run the jobs named on the command line and write the CSV: all rows or, after an error, none."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-k", default="", help="only jobs whose name holds this text; their rows replace the old ones")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each case and mode")
+    parser.add_argument("--seconds", type=float, default=0.8, help="time spent on each case and mode")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     parser.add_argument("--csv", type=Path, default=RESULTS / "cpu.csv", help="where the rows are written")
     parser.add_argument("--quick", action="store_true", help="a tenth of the time, nothing written")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,26 +49,35 @@ def _operators(run: Callable[[], object]) -> int:
     return operators.count
 
 
-def peak_mib(run: Callable[[], object], device: str) -> float:
-    """MiB that PyTorch's allocator holds at most during a call, beyond what it holds before.
+def peak_mib(runs: Runs, device: str) -> dict[str, float]:
+    """MiB that PyTorch's allocator holds at most during each call, beyond what it holds before.
 
-    What libraries keep for themselves (packed weights of a matrix product, say) is not seen.
+    What libraries keep for themselves (packed weights of a matrix product, say) is not seen. Each call runs once.
     """
     if device != "cpu":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    held = peak = 0
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / 2**20
+        return {name: _peak_on_gpu(run) for name, run in runs.items()}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:  # starting it takes long: once
+        for name, run in runs.items():
+            with record_function(f"peak of {name}"):
+                run()
+    events = profiler.profiler.kineto_results.events()
+    sizes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    spans = {e.name(): (e.start_ns(), e.end_ns()) for e in events if e.name().startswith("peak of ")}
+    peaks = {}
+    for name in runs:
+        begin, end = spans[f"peak of {name}"]
+        held = itertools.accumulate(size for at, size in sizes if begin <= at <= end)
+        peaks[name] = max(0, *held, 0) / 2**20
+    return peaks
+
+
+def _peak_on_gpu(run: Callable[[], object]) -> float:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 @dataclass(frozen=True)

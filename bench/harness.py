@@ -63,7 +63,6 @@ def paired_times(providers: Runs, seconds: float, least: int = 7, warm: int = 2)
     times: Times = {name: [] for name in providers}
     names = list(providers)
     order = random.Random(0)
-    gc.collect()
     gc.disable()
     try:
         begin = time.perf_counter()

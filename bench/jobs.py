@@ -78,8 +78,8 @@ class Bench:
 
     def costs(self, runs: Runs) -> dict[str, tuple[int | None, float]]:
         """Launches and peak memory of each call. They run twice for it, which warms them up for the clock."""
-        launched = count.launches(runs, self.device)
-        return {name: (launched[name], count.peak_mib(run, self.device)) for name, run in runs.items()}
+        launched, peaks = count.launches(runs, self.device), count.peak_mib(runs, self.device)
+        return {name: (launched[name], peaks[name]) for name in runs}
 
     def row(self, op: str, provider: str, mode: str, shape: str, dtype: torch.dtype, times: Sequence[float]) -> Row:
         """A row with its times."""

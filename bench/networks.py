@@ -164,11 +164,12 @@ def steps(
 
     def step(net: Callable[[Tensor], Tensor], holder: nn.Module) -> Callable[[], object]:
         def run() -> object:
-            for parameter in holder.parameters():
-                parameter.grad = None
             with torch.autocast(device.type, compute, enabled=compute != torch.float32):
                 y = net(x)
-            return y.float().square().mean().backward()
+            y.float().square().mean().backward()
+            for parameter in holder.parameters():
+                parameter.grad = None
+            return None
 
         return run
 

@@ -124,8 +124,10 @@ def _grid_sample_bias(bias: Tensor, points: Tensor) -> Tensor:
 
 def two_product_weight(nodes: Tensor, out_matrix: Tensor, in_matrix: Tensor) -> Tensor:
     """W_q by two dense matrix products. nodes [M_out, M_in, *kernel], matrices [K, M_out] and [L, M_in]."""
-    tall = (out_matrix @ nodes.flatten(1)).view(out_matrix.shape[0], nodes.shape[1], -1).transpose(1, 2)  # [K, T, M_in]
-    return (tall @ in_matrix.t()).transpose(1, 2).reshape(-1, in_matrix.shape[0], *nodes.shape[2:])
+    points, inputs = out_matrix.shape[0], nodes.shape[1]
+    tall = (out_matrix @ nodes.flatten(1)).view(points, inputs, -1).transpose(1, 2).reshape(-1, inputs)  # [K T, M_in]
+    weight = (tall @ in_matrix.t()).view(points, -1, in_matrix.shape[0])  # [K, T, L]
+    return weight.transpose(1, 2).reshape(points, -1, *nodes.shape[2:])
 
 
 def dense_taps(taps: Taps) -> Tensor:
@@ -388,9 +390,11 @@ def stack(case: Case, layers: int, device: str = "cpu") -> Runs:
         def run() -> object:
             y = x
             for weight in own:
-                weight.grad = None
                 y = F.relu(layer(y, weight))
-            return y.sum().backward()
+            y.sum().backward()
+            for weight in own:
+                weight.grad = None
+            return None
 
         return run
 

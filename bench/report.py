@@ -66,6 +66,10 @@ def _over_dense(row: Row | None) -> str:
     return "" if row is None else f"{milliseconds(row)} ({row.ratio_to_dense:.2f})"
 
 
+def _both(style: str, ours: float | None, dense: float | None) -> str:
+    return "" if ours is None or dense is None else f"{style.format(ours)} / {style.format(dense)}"
+
+
 def _error(row: Row | None) -> str:
     return "" if row is None or row.error is None else f"{row.error:.0e}"
 
@@ -84,7 +88,8 @@ def render(rows: list[Row]) -> str:
         "| | dense | ours | the authors' way, by `grid_sample` | error (ours / theirs) |",
         "|---|---|---|---|---|",
     ]
-    for op, shape in SHOWN:
+    steps = {(row.op, row.shape): None for row in rows if row.mode == "step"}
+    for op, shape in [pair for pair in SHOWN if pair in steps] or steps:
         dense, auto, theirs = (table.get(op, name, "step", shape) for name in ("dense", "auto", "grid_sample"))
         if dense is not None:
             errors = f"{_error(auto)} / {_error(theirs)}"
@@ -98,7 +103,8 @@ def render(rows: list[Row]) -> str:
         times = [f"{milliseconds(row)} ({row.ms_p50 / copied.ms_p50:.2f})" for row in (resized, theirs)]
         errors = f"{_error(resized)} / {_error(theirs)}"
         lines.append(_line("all weights of a ResNet-18 at 75%, over a copy", milliseconds(copied), *times, errors))
-    lines += ["", "![time against width, rows and layers](docs/figures/growth.svg)"]
+    if table.shapes("stack", "step"):
+        lines += ["", "![time against width, rows and layers](docs/figures/growth.svg)"]
     return "\n".join(lines)
 
 
@@ -182,6 +188,8 @@ def targets(rows: list[Row]) -> list[tuple[str, str, str, bool]]:
         ("step over dense, linear layers of at most 64 rows", "linear", "dense", "auto",
          lambda r: batch_of(r) <= 64, 1.6, 1),
         ("`grid_sample` over ours, linear layers", "linear", "auto", "grid_sample", lambda r: True, 20, -1),
+        ("`grid_sample` over ours, linear layers of at most 64 rows", "linear", "auto", "grid_sample",
+         lambda r: batch_of(r) <= 64, 20, -1),
         ("`grid_sample` over ours, convolutions of 256 channels and up", "conv2d", "auto", "grid_sample",
          lambda r: _channels(r) >= 256, 2, -1),
     ]  # fmt: skip
@@ -254,10 +262,8 @@ def _layers(table: Table, op: str, mode: str, dtype: str, title: str) -> list[st
         dense, auto = found["dense"], found["auto"]
         assert dense is not None and auto is not None
         cells = [milliseconds(dense), *(_over_dense(row) for name, row in found.items() if name != "dense")]
-        cells += [
-            f"{auto.bandwidth_share:.0%} / {dense.bandwidth_share:.0%}",
-            f"{auto.peak_mib:.1f} / {dense.peak_mib:.1f}",
-        ]
+        cells += [_both("{:.0%}", auto.bandwidth_share, dense.bandwidth_share)]
+        cells += [_both("{:.1f}", auto.peak_mib, dense.peak_mib), f"{_error(auto)} / {_error(dense)}"]
         lines.append(f"| {shape} | " + " | ".join(cells) + f" | {_error(auto)} / {_error(dense)} |")
     return lines
 

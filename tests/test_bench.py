@@ -145,9 +145,9 @@ def test_regressions_are_those_beyond_noise(tmp_path, capsys, monkeypatch):
 
 def test_memory_and_launches_are_counted():
     x = torch.zeros(256, 1024)  # 1 MiB
-    assert count.peak_mib(lambda: (x + 1) * 2, "cpu") == pytest.approx(
-        2, abs=1e-3
-    )  # the sum lives while the product is made
+    runs = {"both": lambda: (x + 1) * 2, "one": lambda: (x + 1).mul_(2), "none": lambda: x.add_(1)}
+    peaks = count.peak_mib(runs, "cpu")  # the sum lives while the product is made
+    assert peaks == pytest.approx({"both": 2, "one": 1, "none": 0}, abs=1e-3)
     assert count.launches({"run": lambda: (x.t() + 1).view(8, 128, 256).sum()}, "cpu") == {"run": 2}
 
 
