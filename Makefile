@@ -13,19 +13,19 @@ test: $(VENV)/installed  ## the whole test suite
 
 demo: $(VENV)/installed  ## train on digits, shrink without fine-tuning, time the dataflows
 	$(RUN) examples/digits.py
-	@echo; echo "A training step of four layers on this machine, each dataflow beside the dense layer:"
-	$(RUN) -m bench --quick -k step
+	@echo; echo "Linear layers of 512 nodes on this machine, each dataflow beside the dense layer:"
+	$(RUN) -m bench --quick -k "linear 512 nodes"
 
 check: $(VENV)/installed  ## style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-bench: $(VENV)/installed  ## CPU benchmark: table, bench/results/cpu.csv, README's table
+bench: $(VENV)/installed  ## CPU benchmark, some ten minutes: bench/results/cpu.csv, docs/bench.md, README's table
 	$(RUN) -m bench
 	$(RUN) -m bench.report
 
-report: $(VENV)/installed  ## README's table from bench/results
+report: $(VENV)/installed  ## docs/bench.md, its figures and README's table from bench/results
 	$(RUN) -m bench.report
 
 # Every finished training is kept in runs/: a second call goes on from there. The pictures of clothes are Debian's package
@@ -56,7 +56,7 @@ test-gpu:  ## the kernels' tests on a GPU, then each kernel under compute-saniti
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest $(SMALL) || exit 1; \
 	done
 
-bench-gpu:  ## GPU benchmark: bench/results/gpu.csv
+bench-gpu:  ## GPU benchmark, some minutes: bench/results/gpu.csv
 	$(PYTHON) -m bench.gpu
 
 clean:

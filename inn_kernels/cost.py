@@ -10,7 +10,8 @@
     fused        forward    one launch: 2 B N operations, activations moved once, nodes once for each 64 rows
                  backward   one launch (a convolution: two): 4 B N operations, nodes read and their gradient written
 
-A GEMM of few rows does not reach the machine's rate: `rows_half` is the number of rows at which it reaches half of it.
+A GEMM of few rows does not reach the machine's rate: `rows_half` is the number of rows at which it reaches half of
+it. One of a single row is a matrix-vector product and streams its weight.
 Nodes that are not in the compute dtype are cast once more in `factored`. The model ranks dataflows; it does not predict
 times to better than a few tens of percent.
 """
@@ -40,12 +41,13 @@ class Machine:
     float32_share: float = 1.0  # of the three rates that float32 operands reach, where rates are bfloat16's
 
 
-# Rounded from `calibrate` on two cores of an AMD EPYC (Zen 5), and a model of an H100 that no GPU has confirmed yet.
+# Rounded from `calibrate` on two cores of an AMD EPYC (Zen 5), the first two and rows_half lowered to what they are
+# within a step, where other operations empty the caches; and a model of an H100 that no GPU has confirmed yet.
 CPU = Machine(
-    sampler_bandwidth=30e9,
-    interpolate_bandwidth=45e9,
+    sampler_bandwidth=24e9,
+    interpolate_bandwidth=30e9,
     gemm_rate=180e9,
-    rows_half=15,
+    rows_half=24,
     gemm_bandwidth=40e9,
     convolution_rate=350e9,
     launch=15e-6,
@@ -153,7 +155,8 @@ def _gemm(s: Shape, weights: int, in_channels: int, out_channels: int, machine: 
     moved = (weights + s.rows * (in_channels * features + out_channels)) * s.value_bytes
     flops = 2 * s.rows * weights
     rate = (machine.convolution_rate if s.convolution else machine.gemm_rate) * _share(s, machine)
-    seconds = max(2 * weights * (s.rows + machine.rows_half) / rate, moved / machine.gemm_bandwidth)
+    half = machine.rows_half if s.rows > 1 else 0  # a single row is a matrix-vector product, which streams the weight
+    seconds = max(2 * weights * (s.rows + half) / rate, moved / machine.gemm_bandwidth)
     return Cost(moved, flops, 1, seconds + machine.launch)
 
 

@@ -104,11 +104,22 @@ def choose_dataflow(
         convolution: the kernel offsets are positions of a convolution, not features of a linear layer.
         fusable: the fused kernels can run this layer.
     """
-    if torch.compiler.is_compiling() or all(along is None for along in taps):
+    out_taps, in_taps = taps
+    if torch.compiler.is_compiling() or (out_taps is None and in_taps is None):
         return "materialize"
-    points = [size if along is None else along.points for along, size in zip(taps, nodes.shape)]
-    offsets = math.prod(nodes.shape[2:])
-    shape = (rows, *points, *nodes.shape[:2], offsets, nodes.element_size(), compute.itemsize, convolution, training)
+    out_nodes, in_nodes, *offsets = nodes.shape
+    shape = (
+        rows,
+        out_nodes if out_taps is None else out_taps.points,
+        in_nodes if in_taps is None else in_taps.points,
+        out_nodes,
+        in_nodes,
+        math.prod(offsets),
+        nodes.element_size(),
+        compute.itemsize,
+        convolution,
+        training,
+    )
     return _cheapest(shape, nodes.device.type, fusable)
 
 
