@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterable
 from bench.harness import RESULTS, ROOT, Row, read_csv
 
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "bench.md"
-NETWORKS = "<!-- networks: written by bench/report.py -->"
 BEGIN, END = "<!-- results: written by bench/report.py -->", "<!-- end of results -->"
 OURS = ("materialize", "factored", "fused")
 SHOWN = (
@@ -106,33 +104,6 @@ def render(rows: list[Row]) -> str:
     if table.shapes("stack", "step"):
         lines += ["", "![time against width, rows and layers](docs/figures/growth.svg)"]
     return "\n".join(lines)
-
-
-def render_networks(crepe: dict[str, float], digits: dict[str, float]) -> str:
-    """README's section on whole networks as Markdown."""
-    lines = [
-        "CREPE tiny (pitch, pre-trained), channels removed without fine-tuning: raw pitch accuracy in % (full net "
-        f"{crepe['full']:.1f}).",
-        "",
-        "| method | 30% removed | 50% removed |",
-        "|---|---|---|",
-    ]
-    for method in ("L1", "uniform", "tuned", "tuned, biases and norms too"):
-        lines.append(f"| {method} | {crepe[f'{method} at 30%']:.1f} | {crepe[f'{method} at 50%']:.1f} |")
-    shares = ("0.00", "0.30", "0.50", "0.75")
-    lines += [
-        "",
-        "A small VGG on handwritten digits: test accuracy in % by share of parameters removed.",
-        "",
-        "| method | " + " | ".join(f"{float(share):.0%}" for share in shares) + " |",
-        "|---" * 5 + "|",
-    ]
-    for method in dict.fromkeys(name.rpartition(" ")[0] for name in digits):
-        lines.append(f"| {method} | " + " | ".join(f"{digits[f'{method} {share}']:.1f}" for share in shares) + " |")
-    return "\n".join(lines)
-
-
-# docs/bench.md ---------------------------------------------------------------------------------------------------
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -350,10 +321,8 @@ def replaced(text: str, begin: str, section: str) -> str:
 
 
 def redrawn(readme: str) -> str:
-    """README's text with its sections of results replaced."""
-    networks = [json.loads((RESULTS / f"{name}.json").read_text()) for name in ("crepe", "digits-vgg")]
-    readme = replaced(readme, BEGIN, render(read_csv(RESULTS / "cpu.csv")))
-    return replaced(readme, NETWORKS, render_networks(*networks))
+    """README's text with its results replaced."""
+    return replaced(readme, BEGIN, render(read_csv(RESULTS / "cpu.csv")))
 
 
 def redrawn_page(text: str) -> str:

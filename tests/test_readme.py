@@ -18,7 +18,7 @@ def test_example_prints_what_it_shows():
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/bench.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/bench.md", "docs/paper.md"])
 def test_files_named_exist(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\(([^)#:]+)[^)]*\)", text)
@@ -35,6 +35,19 @@ def test_results_are_the_csvs(monkeypatch):
     assert report.redrawn(TEXT) == TEXT
     page = (ROOT / "docs" / "bench.md").read_text()
     assert report.redrawn_page(page) == page
+
+
+def test_networks_are_the_records(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench import paper
+
+    records = paper.load()
+    assert set(paper.STUDIES) <= set(records)
+    sections = paper.sections(records)
+    for page in (ROOT / "README.md", ROOT / "docs" / "paper.md"):
+        assert paper.redrawn(page.read_text(), sections) == page.read_text()
+    assert "<!-- fashion-vgg: written" in TEXT  # README has a section for each of these
+    assert "<!-- crepe: written" in TEXT
 
 
 def test_figures_are_the_csvs(monkeypatch, tmp_path):

@@ -279,11 +279,16 @@ class IntegralNetwork(nn.Module):
         """A plain network of the current sizes: the original module with ordinary weights, no trace of axes."""
         self._settle()
         with torch.no_grad():
-            values = {name: value.detach().clone() for name, value in self.sampled().items()}
-        plain = copy.deepcopy(self.net)
-        for name, old in [*plain.named_parameters(), *plain.named_buffers()]:
+            values = {name: value.detach() for name, value in self.sampled().items()}
+            for name, value in values.items():  # a network of its own memory, none of it kept or shared by others
+                if name in self._calibrated or value.untyped_storage().nbytes() > value.nbytes:
+                    values[name] = value.clone()
+        made: dict[int, Any] = {}  # nodes are not copied only to be replaced
+        for name, old in [*self.net.named_parameters(), *self.net.named_buffers()]:
             if name in values:
-                old.data = values[name]
+                parameter = isinstance(old, nn.Parameter)
+                made[id(old)] = nn.Parameter(values[name], old.requires_grad) if parameter else values[name]
+        plain = copy.deepcopy(self.net, made)
         update_sizes(plain, shapes_of(values))
         return plain.train(self.training)
 
