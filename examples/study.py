@@ -3,7 +3,7 @@
     A   an integral network trained at random widths (Algorithm 1), from the converted discrete one ("INN-init") and
         from scratch ("INN"); then re-discretized
     B   the discrete network converted and cut, only the points of its partitions tuned on a few batches; with and
-        without reordering its channels first
+        without reordering its channels first; and, with no data at all, its points placed by the nodes' curvature
     C   the discrete network cut by the L1 norm of its filters, or at random
 
 Compression is the share of parameters removed; no weight is fine-tuned after a cut. `classify.py` and `superres.py` say
@@ -30,8 +30,7 @@ from integral_nn.permute import apply_orders
 
 COMPRESSIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
 WIDTHS = (0.25, 0.375, 0.5, 0.75, 1.0)
-RANGE = (0.4, 1.0)  # shares of the full width that training draws from
-SETTINGS = ("steps", "scratch_steps", "tuning", "samples")
+SETTINGS = ("steps", "scratch_steps", "lr", "init_lr", "smooth", "range", "tuning", "samples")
 Make = Callable[[dict[str, int]], nn.Module]  # sizes -> a network to score
 STYLES = {"A": "o-", "B": "s--", "C": "x:"}  # of a pipeline's lines
 
@@ -46,8 +45,8 @@ class Task:
     """What `score` returns, as the table and the figure print it."""
     build: Callable[[float], nn.Module]
     """A network with this share of the full width, freshly initialized."""
-    train: Callable[[nn.Module, int, bool, str], None]
-    """Train (network, steps, at random widths?, title of the progress bar)."""
+    train: Callable[[nn.Module, int, float, float | None, str], None]
+    """Train (network, steps, learning rate, weight of roughness; None for a discrete network, title of the bar)."""
     score: Callable[[nn.Module], float]
     """Of a network on the test data; more is better."""
     loss: Callable[[nn.Module, Any], Tensor]
@@ -81,14 +80,14 @@ class Study:
                 )
             self.record |= earlier
 
-    def trained(self, key: str, net: nn.Module, steps: int, sizes: bool = False) -> nn.Module:
+    def trained(self, key: str, net: nn.Module, steps: int, lr: float, smooth: float | None = None) -> nn.Module:
         """The network after training, or as an earlier run left it."""
         path = self.folder / f"{self.task.name}-{key}.pt"
         if path.exists():
             net.load_state_dict(torch.load(path, weights_only=True))
             return net.eval()
         start = time.perf_counter()
-        self.task.train(net, steps, sizes, f"{self.task.name}: training {key}")
+        self.task.train(net, steps, lr, smooth, f"{self.task.name}: training {key}")
         torch.save(net.state_dict(), path)
         self.record["training_seconds"][key] = round(time.perf_counter() - start)
         self.keep()
@@ -110,7 +109,7 @@ class Study:
         task, options = self.task, self.options
         torch.manual_seed(0)
         fresh = task.build(1.0)
-        net = self.trained("discrete", copy.deepcopy(fresh), options.steps)
+        net = self.trained("discrete", copy.deepcopy(fresh), options.steps, options.lr)
         ways = self.ways(net, fresh)
         for share in options.compressions:
             for way, make in ways.items():
@@ -120,7 +119,7 @@ class Study:
             sizes = self.sizes(share)
             self.record["removed"][f"{share:.2f}"] = round(1 - self.model.parameter_count(sizes) / full, 4)
             self.cell("width", "trained at that width", share, lambda _, share=share: self.alone(net, share), sizes)
-            for way, make in ways.items():
+            for way, make in {**ways, "A: INN-init, points tuned": self.retuned}.items():
                 self.cell("width", way, share, make, sizes)
         self.keep()
         self.show()
@@ -130,25 +129,26 @@ class Study:
 
     def ways(self, net: nn.Module, fresh: nn.Module) -> dict[str, Make]:
         """Everything that makes a network of given sizes out of the trained one, by its name in the tables."""
-        task = self.task
+        task, options = self.task, self.options
 
-        def integral(net: nn.Module, **options: Any) -> inn.IntegralNetwork:
-            return inn.convert(net, task.example, size_range=RANGE, **options)
+        def integral(net: nn.Module, **how: Any) -> inn.IntegralNetwork:
+            return inn.convert(net, task.example, size_range=tuple(options.range), **how)
 
         # Norms are kept for training: random widths need them, and their statistics are measured anew at each size.
         init, scratch = integral(net, fold=False), integral(fresh.eval(), fold=False)
-        self.trained("inn-init", init, self.options.steps, sizes=True)
-        self.trained("inn", scratch, self.options.scratch_steps, sizes=True)
+        self.trained("inn-init", init, options.steps, options.init_lr, options.smooth)
+        self.trained("inn", scratch, options.scratch_steps, options.lr, options.smooth)
         tuned = integral(net, quadrature="trapezoid")
         unordered = integral(net, quadrature="trapezoid", permute=False)
         folded = integral(net, permute=False)
         plain = folded.discretize()  # C cuts the layers that B cuts
-        self.model = tuned
+        self.init, self.model = init, tuned
         found: dict[str, Make] = {
             "A: INN-init": lambda sizes: self.resized(init, sizes),
             "A: INN": lambda sizes: self.resized(scratch, sizes),
             "B: tuned": lambda sizes: self.tuned(tuned, sizes),
             "B: tuned, not permuted": lambda sizes: self.tuned(unordered, sizes),
+            "B: no data": lambda sizes: self.bent(tuned, sizes),
             "C: L1 norm": lambda sizes: cut(plain, folded, sizes),
             "C: random": lambda sizes: cut(plain, folded, sizes, random=True),
         }
@@ -163,9 +163,13 @@ class Study:
     def alone(self, net: nn.Module, share: float) -> nn.Module:
         """A discrete network of this width, trained on its own."""
         torch.manual_seed(0)
-        return net if share == 1 else self.trained(f"{share:.2f}", self.task.build(share), self.options.steps)
+        return (
+            net
+            if share == 1
+            else self.trained(f"{share:.2f}", self.task.build(share), self.options.steps, self.options.lr)
+        )
 
-    def resized(self, model: inn.IntegralNetwork, sizes: dict[str, int]) -> nn.Module:
+    def resized(self, model: inn.IntegralNetwork, sizes: dict[str, int]) -> inn.IntegralNetwork:
         """An integral network at other sizes, its norms' statistics measured there."""
         model.resize(sizes)
         if self.task.calibration:
@@ -177,6 +181,15 @@ class Study:
         steps = self.options.tuning if sizes != self.sizes(1.0) else 0
         inn.tune_partitions(model, self.task.loss, self.task.batches, sizes=sizes, steps=steps, lr=0.02)
         return model
+
+    def bent(self, model: inn.IntegralNetwork, sizes: dict[str, int]) -> nn.Module:
+        """A converted network at other sizes, its points placed by the curvature of the nodes."""
+        inn.tune_partitions(model, sizes=sizes)
+        return model
+
+    def retuned(self, sizes: dict[str, int]) -> nn.Module:
+        """INN-init at other sizes, its points tuned there."""
+        return self.tuned(self.resized(copy.deepcopy(self.init), sizes), sizes)
 
     def measured(self, net: nn.Module) -> nn.Module:
         """A plain network, its norms' statistics measured as for the integral ones."""
@@ -240,8 +253,12 @@ def draw(axes: Any, record: dict[str, Any]) -> None:
 def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """Options that every study has."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--steps", type=int, default=3000, help="of a training; INN-init adds as many")
-    options.add_argument("--scratch-steps", type=int, default=4500, help="of the training of INN from scratch")
+    options.add_argument("--steps", type=int, default=2000, help="of a training; INN-init adds as many")
+    options.add_argument("--scratch-steps", type=int, default=4000, help="of the training of INN from scratch")
+    options.add_argument("--lr", type=float, default=3e-3, help="largest learning rate, from scratch")
+    options.add_argument("--init-lr", type=float, default=1e-3, help="largest learning rate of INN-init")
+    options.add_argument("--smooth", type=float, default=5.0, help="weight of the nodes' roughness in INN's loss")
+    options.add_argument("--range", type=float, nargs=2, default=[0.4, 1.0], help="widths that INN is trained at")
     options.add_argument("--tuning", type=int, default=200, help="steps of each tuning of partitions")
     options.add_argument("--samples", type=int, default=1024, help="training samples the partitions are tuned on")
     options.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
