@@ -139,29 +139,34 @@ class Net(NamedTuple):
     scale: int
     upscaled: bool  # it sees the bicubic picture, not the small one
     side: int  # of training patches, in pixels that it sees
+    smooth: float  # weight of the nodes' roughness in INN's loss
 
     def build(self, share: float, plain: bool) -> nn.Module:
         """With this share of the width."""
         return Upscaler(self.body(round(share * self.width)), 1 if self.upscaled else self.scale, plain)
 
 
-NETS = {"srcnn": Net(srcnn, 64, 3, True, 24), "edsr": Net(edsr, 32, 4, False, 16)}
+NETS = {"srcnn": Net(srcnn, 64, 3, True, 24, 0.01), "edsr": Net(edsr, 32, 4, False, 16, 0.05)}
 
 
 def train(net: nn.Module, data: tuple[Tensor, Tensor], steps: int, lr: float, smooth: float | None, title: str) -> None:
-    """Adam with a one-cycle rate, patches turned and mirrored; `smooth`: random widths at each step (Algorithm 1)."""
+    """Adam with a one-cycle rate, patches turned and mirrored.
+
+    `smooth`: for an integral network, the weight of its nodes' roughness in the loss. It is trained at random widths
+    (Algorithm 1) at every other step and at full width between, the two partitions of the paper's equation 8.
+    """
     draw = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(net.parameters(), lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     net.train()
-    for _ in tqdm(range(steps), title, mininterval=2):
+    for step in tqdm(range(steps), title, mininterval=2):
         batch = torch.randint(len(data[0]), (BATCH,), generator=draw)
         turns, mirror = torch.randint(4, (2,), generator=draw).tolist()
         x, y = (torch.rot90(t[batch], turns, (2, 3)).flip(3) if mirror % 2 else t[batch] for t in data)
         if smooth is not None:
-            net.resample(draw)  # type: ignore[operator]
+            net.resample(draw) if step % 2 else net.resize(1.0)  # type: ignore[operator]
         loss = F.mse_loss(net(x), y)
-        if smooth:
+        if smooth is not None:
             loss = loss + smooth * net.roughness()  # type: ignore[operator]
         optimizer.zero_grad()
         loss.backward()
@@ -245,14 +250,16 @@ def study(net: Net, options: argparse.Namespace) -> SuperResolution:
 
 def main() -> None:
     """Parse the options and run the study."""
-    options = parser(__doc__, steps=2000, scratch_steps=4000, lr=1e-3, init_lr=1e-3, smooth=0.0, samples=256)
-    options.set_defaults(compressions=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75), widths=(0.5, 1.0))
+    options = parser(__doc__, steps=2000, scratch_steps=4000, lr=1e-3, init_lr=1e-3, tuning=150, samples=256)
+    options.set_defaults(compressions=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75), widths=(0.5, 1.0), smooth=None)
     options.add_argument("--net", choices=NETS, default="srcnn")
     options.add_argument("--plain", action="store_true", help="networks make the picture, not what bicubic misses")
     options.add_argument("--figures", type=Path, help="where the paper's Fig. 7 goes; default: --folder")
     quick = {"steps": 60, "scratch_steps": 60, "tuning": 8, "samples": 32, "compressions": (0.0, 0.4)}
     chosen = parse(options, **quick, widths=(1.0,), figures=None)
     net = NETS[chosen.net]
+    if chosen.smooth is None:
+        chosen.smooth = net.smooth
     if chosen.quick:
         net = net._replace(width=net.width // 2)
     all_ways = study(net, chosen)
