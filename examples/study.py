@@ -30,7 +30,7 @@ from integral_nn.permute import apply_orders
 
 COMPRESSIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
 WIDTHS = (0.25, 0.375, 0.5, 0.75, 1.0)
-SETTINGS = ("steps", "scratch_steps", "lr", "init_lr", "smooth", "range", "tuning", "samples")
+SETTINGS = ("steps", "scratch_steps", "lr", "init_lr", "smooth", "init_smooth", "range", "tuning", "samples")
 Make = Callable[[dict[str, int]], nn.Module]  # sizes -> a network to score
 STYLES = {"A": "o-", "B": "s--", "C": "x:"}  # of a pipeline's lines
 
@@ -111,6 +111,8 @@ class Study:
         fresh = task.build(1.0)
         net = self.trained("discrete", copy.deepcopy(fresh), options.steps, options.lr)
         ways = self.ways(net, fresh)
+        longer = self.trained("discrete-longer", copy.deepcopy(net), options.steps, options.init_lr)
+        self.cell("width", "discrete, trained as long as INN-init", 1.0, lambda _: longer, {})
         for share in options.compressions:
             for way, make in ways.items():
                 self.cell("compression", way, share, make, inn.compressed_sizes(self.model, share))
@@ -119,7 +121,7 @@ class Study:
             sizes = self.sizes(share)
             self.record["removed"][f"{share:.2f}"] = round(1 - self.model.parameter_count(sizes) / full, 4)
             self.cell("width", "trained at that width", share, lambda _, share=share: self.alone(net, share), sizes)
-            for way, make in {**ways, "A: INN-init, points tuned": self.retuned}.items():
+            for way, make in {**ways, **self.retuned}.items():
                 self.cell("width", way, share, make, sizes)
         self.keep()
         self.show()
@@ -136,13 +138,13 @@ class Study:
 
         # Norms are kept for training: random widths need them, and their statistics are measured anew at each size.
         init, scratch = integral(net, fold=False), integral(fresh.eval(), fold=False)
-        self.trained("inn-init", init, options.steps, options.init_lr, options.smooth)
+        self.trained("inn-init", init, options.steps, options.init_lr, options.init_smooth)
         self.trained("inn", scratch, options.scratch_steps, options.lr, options.smooth)
         tuned = integral(net, quadrature="trapezoid")
         unordered = integral(net, quadrature="trapezoid", permute=False)
         folded = integral(net, permute=False)
         plain = folded.discretize()  # C cuts the layers that B cuts
-        self.init, self.model = init, tuned
+        self.model = tuned
         found: dict[str, Make] = {
             "A: INN-init": lambda sizes: self.resized(init, sizes),
             "A: INN": lambda sizes: self.resized(scratch, sizes),
@@ -152,6 +154,8 @@ class Study:
             "C: L1 norm": lambda sizes: cut(plain, folded, sizes),
             "C: random": lambda sizes: cut(plain, folded, sizes, random=True),
         }
+        trained = {"A: INN-init": init, "A: INN": scratch}
+        self.retuned = {f"{way}, points tuned": self.retune(model) for way, model in trained.items()}
         if task.calibration:
             found["C: L1 norm, norms measured anew"] = lambda sizes: self.measured(cut(net, init, sizes))
         return found
@@ -182,14 +186,14 @@ class Study:
         inn.tune_partitions(model, self.task.loss, self.task.batches, sizes=sizes, steps=steps, lr=0.02)
         return model
 
+    def retune(self, model: inn.IntegralNetwork) -> Make:
+        """A trained integral network at other sizes, its points tuned there."""
+        return lambda sizes: self.tuned(self.resized(copy.deepcopy(model), sizes), sizes)
+
     def bent(self, model: inn.IntegralNetwork, sizes: dict[str, int]) -> nn.Module:
         """A converted network at other sizes, its points placed by the curvature of the nodes."""
         inn.tune_partitions(model, sizes=sizes)
         return model
-
-    def retuned(self, sizes: dict[str, int]) -> nn.Module:
-        """INN-init at other sizes, its points tuned there."""
-        return self.tuned(self.resized(copy.deepcopy(self.init), sizes), sizes)
 
     def measured(self, net: nn.Module) -> nn.Module:
         """A plain network, its norms' statistics measured as for the integral ones."""
@@ -258,6 +262,7 @@ def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     options.add_argument("--lr", type=float, default=3e-3, help="largest learning rate, from scratch")
     options.add_argument("--init-lr", type=float, default=1e-3, help="largest learning rate of INN-init")
     options.add_argument("--smooth", type=float, default=5.0, help="weight of the nodes' roughness in INN's loss")
+    options.add_argument("--init-smooth", type=float, default=1.0, help="the same of INN-init")
     options.add_argument("--range", type=float, nargs=2, default=[0.4, 1.0], help="widths that INN is trained at")
     options.add_argument("--tuning", type=int, default=200, help="steps of each tuning of partitions")
     options.add_argument("--samples", type=int, default=1024, help="training samples the partitions are tuned on")
