@@ -195,7 +195,7 @@ def capacity(options: argparse.Namespace) -> None:
     spectra.set(xlabel="half-cycles along the axis", ylabel="share of the energy from there on")
     spectra.set_title(f"the {models['converted'].axes[names[1]].nodes} nodes of the second layer")
     spectra.legend(frameon=False, fontsize=8)
-    widths.set(title="width that carries 95% (full) and 99% (pale)", ylabel="share of the nodes [%]", ylim=(0, 100))
+    widths.set(title="width for 95% (full), 99% (pale) of it", ylabel="share of the nodes [%]", ylim=(0, 100))
     widths.set_xticks([k + 0.27 for k in range(len(names))], [f"layer {k + 1}" for k in range(len(names))])
     save(figure, options, "capacity")
 

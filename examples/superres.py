@@ -11,14 +11,12 @@ pixels shaved, the mean over the pictures.
 
 Both networks add to the bicubic picture what it misses; with --plain they make the picture themselves (see Upscaler).
 
-INN-init has had as many training steps again as the network it came from, so that one is trained on for as long too
-("discrete, trained on"). Pipelines, tables and files: see study.py. The figure <name>-crop.png is the paper's Fig. 7.
+Pipelines, tables and files: see study.py. The figure <name>-crop.png is the paper's Fig. 7.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -193,30 +191,28 @@ def psnr(net: nn.Module, pairs: list[Pair], scale: int) -> float:
 
 
 class SuperResolution(Study):
-    """The study, with the comparison at equal training and the figure."""
+    """The study, with the paper's Fig. 7."""
 
     def ways(self, net: nn.Module, fresh: nn.Module) -> dict[str, Make]:
-        """As every study, and what the figure shows."""
-        found = super().ways(net, fresh)
-        longer = self.trained("discrete-longer", copy.deepcopy(net), self.options.steps, self.options.init_lr)
-        self.cell("width", "discrete, trained on", 1.0, lambda _: longer, {})
-        init, cut = found["A: INN-init"], found["C: L1 norm"]
-        full, small = (inn.compressed_sizes(self.model, share) for share in (0.0, SHOWN))
-        self.shown: dict[str, Callable[[], nn.Module]] = {
-            "discrete": lambda: longer,
-            "INN": lambda: init(full),
-            f"INN, {SHOWN:.0%} removed": lambda: init(small),
-            f"L1 cut, {SHOWN:.0%} removed": lambda: cut(small),
-        }
-        return found
+        """As in every study; remembered for the figure."""
+        self.found = super().ways(net, fresh)
+        return self.found
 
     def crops(self, pair: Pair, path: Path) -> None:
         """Fig. 7: a part of a picture that no network has seen, as each of them makes it."""
         import matplotlib.pyplot as plt
 
         _, top, left, side = CROP
+        full, small = (inn.compressed_sizes(self.model, share) for share in (0.0, SHOWN))
+        steps = self.options.steps
+        nets = {
+            "discrete": self.trained("discrete-longer", self.task.build(1.0), steps, self.options.init_lr),
+            "INN": self.found["A: INN-init"](full).discretize(),
+            f"INN, {SHOWN:.0%} removed": self.found["A: INN-init"](small),
+            f"L1 cut, {SHOWN:.0%} removed": self.found["C: L1 norm"](small),
+        }
         pictures = {"original": pair.high, "bicubic": pair.bicubic}
-        pictures |= {name: upscaled(net(), pair) for name, net in self.shown.items()}
+        pictures |= {name: upscaled(net, pair) for name, net in nets.items()}
         figure, plots = plt.subplots(1, len(pictures), figsize=(2 * len(pictures), 2.4), layout="constrained")
         for plot, (name, picture) in zip(plots, pictures.items()):
             part, true = (t[0, 0, top : top + side, left : left + side] for t in (picture, pair.high))
@@ -251,15 +247,18 @@ def study(net: Net, options: argparse.Namespace) -> SuperResolution:
 def main() -> None:
     """Parse the options and run the study."""
     options = parser(__doc__, steps=2000, scratch_steps=4000, lr=1e-3, init_lr=1e-3, tuning=150, samples=256)
-    options.set_defaults(compressions=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75), widths=(0.5, 1.0), smooth=None)
+    options.set_defaults(
+        compressions=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75), widths=(0.5, 1.0), smooth=None, init_smooth=None
+    )
     options.add_argument("--net", choices=NETS, default="srcnn")
     options.add_argument("--plain", action="store_true", help="networks make the picture, not what bicubic misses")
     options.add_argument("--figures", type=Path, help="where the paper's Fig. 7 goes; default: --folder")
     quick = {"steps": 60, "scratch_steps": 60, "tuning": 8, "samples": 32, "compressions": (0.0, 0.4)}
     chosen = parse(options, **quick, widths=(1.0,), figures=None)
     net = NETS[chosen.net]
-    if chosen.smooth is None:
-        chosen.smooth = net.smooth
+    for name in ("smooth", "init_smooth"):
+        if getattr(chosen, name) is None:
+            setattr(chosen, name, net.smooth)
     if chosen.quick:
         net = net._replace(width=net.width // 2)
     all_ways = study(net, chosen)
