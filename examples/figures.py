@@ -27,8 +27,7 @@ import digits
 import matplotlib
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from superres import TEST, decibels, luminance, resized
+from superres import TEST, decibels, luminance, resized, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -38,14 +37,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 WAYS = ("fixed", "separable", "non-separable")
-
-
-def save(figure: Any, options: argparse.Namespace, name: str) -> None:
-    """Write a figure as PNG, in 128 colours: half the size, and no eye sees it."""
-    path = options.folder / f"{name}.png"
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
 
 
 @functools.cache
@@ -88,7 +79,7 @@ def continuous(options: argparse.Namespace) -> None:
     samples.plot(fine, sampled(nodes, fine), color="gray", linewidth=0.5)
     samples.stem(inn.midpoint_partition(points), sampled(nodes, points), basefmt=" ")
     samples.set(title=f"(d) sampled at {points} points", xlabel="x")
-    save(figure, options, "continuous")
+    save(figure, options.folder / "continuous.png")
 
 
 def permutation(options: argparse.Namespace) -> None:
@@ -111,7 +102,7 @@ def permutation(options: argparse.Namespace) -> None:
         plot.set(title=label, xlabel="input channel and kernel offset")
     plots[0].set_ylabel("filter")
     figure.suptitle(title, fontsize=10)
-    save(figure, options, "permutation")
+    save(figure, options.folder / "permutation.png")
 
 
 def reconstruct(picture: Tensor, way: str, budget: int, steps: int) -> tuple[Tensor, int]:
@@ -175,7 +166,7 @@ def reconstruction(options: argparse.Namespace) -> None:
                 plot.imshow(image, cmap="gray", vmin=0, vmax=1)
                 plot.set_title(title, fontsize=9)
                 plot.set_axis_off()
-            save(figure, options, "reconstruction")
+            save(figure, options.folder / "reconstruction.png")
     if options.results:
         (options.results / "reconstruction.json").write_text(json.dumps(record, indent=1) + "\n")
 
@@ -197,7 +188,7 @@ def capacity(options: argparse.Namespace) -> None:
     spectra.legend(frameon=False, fontsize=8)
     widths.set(title="width for 95% (full), 99% (pale) of it", ylabel="share of the nodes [%]", ylim=(0, 100))
     widths.set_xticks([k + 0.27 for k in range(len(names))], [f"layer {k + 1}" for k in range(len(names))])
-    save(figure, options, "capacity")
+    save(figure, options.folder / "capacity.png")
 
 
 FIGURES: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -190,6 +190,16 @@ def psnr(net: nn.Module, pairs: list[Pair], scale: int) -> float:
     return sum(decibels(upscaled(net, p), p.high, scale) for p in pairs) / len(pairs)
 
 
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, in 128 colours: half the bytes, and no eye sees it."""
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
+
+
 class SuperResolution(Study):
     """The study, with the paper's Fig. 7."""
 
@@ -219,8 +229,7 @@ class SuperResolution(Study):
             plot.imshow(part, cmap="gray", vmin=0, vmax=1)
             plot.set_title(name if name == "original" else f"{name}\n{decibels(part, true):.2f} dB", fontsize=8)
             plot.set_axis_off()
-        figure.savefig(path, dpi=100)
-        plt.close(figure)
+        save(figure, path)
 
 
 def study(net: Net, options: argparse.Namespace) -> SuperResolution:
