@@ -137,7 +137,7 @@ class Net(NamedTuple):
     scale: int
     upscaled: bool  # it sees the bicubic picture, not the small one
     side: int  # of training patches, in pixels that it sees
-    smooth: float  # weight of the nodes' roughness in INN's loss
+    smooth: float  # weight of the nodes' roughness in the loss of INN from scratch
     init_lr: float  # of what is trained on; EDSR has no norms, and 1e-3 undoes what it has learnt
 
     def build(self, share: float, plain: bool) -> nn.Module:
@@ -256,16 +256,16 @@ def study(net: Net, options: argparse.Namespace) -> SuperResolution:
 
 def main() -> None:
     """Parse the options and run the study."""
-    options = parser(__doc__, steps=2000, scratch_steps=4000, lr=1e-3, tuning=150, samples=256)
+    options = parser(__doc__, steps=2000, scratch_steps=4000, lr=1e-3, init_smooth=0.01, tuning=150, samples=256)
     options.set_defaults(compressions=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75), widths=(0.5, 1.0))
-    options.set_defaults(smooth=None, init_smooth=None, init_lr=None)  # the network's own
+    options.set_defaults(smooth=None, init_lr=None)  # the network's own
     options.add_argument("--net", choices=NETS, default="srcnn")
     options.add_argument("--plain", action="store_true", help="networks make the picture, not what bicubic misses")
     options.add_argument("--figures", type=Path, help="where the paper's Fig. 7 goes; default: --folder")
     quick = {"steps": 60, "scratch_steps": 60, "tuning": 8, "samples": 32, "compressions": (0.0, 0.4)}
     chosen = parse(options, **quick, widths=(1.0,), figures=None)
     net = NETS[chosen.net]
-    for name, value in {"smooth": net.smooth, "init_smooth": net.smooth, "init_lr": net.init_lr}.items():
+    for name, value in {"smooth": net.smooth, "init_lr": net.init_lr}.items():
         if getattr(chosen, name) is None:
             setattr(chosen, name, value)
     if chosen.quick:
