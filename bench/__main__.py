@@ -1,119 +1,79 @@
-"""Run the CPU benchmark: python -m bench [-k TEXT] [--seconds S] [--csv FILE] [--quick]."""
+"""Run the benchmark of this CPU: python -m bench [-k TEXT] [--seconds S] [--csv FILE] [--quick] [--compare OLD]."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import gc
+import sys
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from bench.harness import RESULTS, Row, environment, median_ratio, paired_times, quantiles, write_csv
-from bench.providers import Case, layer_steps, samplers
-
-CASES = (
-    Case(nodes=256, points=192, kernel=3, image=8, batch=32),
-    Case(nodes=512, points=384, kernel=3, image=4, batch=32),
-    Case(nodes=1024, points=768, batch=32),
-    Case(nodes=4096, points=3072, batch=16),
-)
-DATAFLOWS = ("auto", "materialize", "factored")
+from bench import compare
+from bench.harness import RESULTS, Row, merged, read_csv, write_csv
+from bench.jobs import Bench, Job, cpu_jobs
 
 
-def _times(
-    runs: dict[str, Callable[[], object]], base: str, seconds: float
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Times of each provider, and those of the base in the same rounds.
-
-    grid_sample takes far longer than the others and turns the memory of the allocator over: it gets rounds of its
-    own with the base, so that the others see the memory they would see without it.
-    """
-    apart = {name: run for name, run in runs.items() if "grid_sample" in name}
-    near = {name: run for name, run in runs.items() if name not in apart}
-    times = paired_times(near, seconds)
-    others = paired_times({base: runs[base], **apart}, seconds / 2)
-    bases = {name: (others if name in apart else times)[base] for name in runs}
-    return {name: others[name] if name in apart else times[name] for name in runs}, bases
-
-
-def layer_rows(case: Case, training: bool, seconds: float, where: dict[str, str]) -> list[Row]:
-    """One layer, all providers; ratios are to the dense layer of the discretized size."""
-    runs, errors = layer_steps(case, DATAFLOWS, training)
-    times, base = _times(runs, "dense", seconds)
-    return [
-        Row(
-            case.op,
-            name,
-            "step" if training else "forward",
-            case.shape,
-            "float32",
-            *quantiles(times[name]),
-            ratio_to_dense=median_ratio(times[name], base[name]),
-            flops=case.flops(case.nodes if name == "factored" else case.points, training),
-            error=errors[name],
-            **where,
-        )
-        for name in runs
-    ]
+def measure(jobs: list[Job]) -> list[Row]:
+    """Run jobs with a progress bar, a line a row."""
+    rows: list[Row] = []
+    for job in tqdm(jobs, "bench", mininterval=1):
+        try:
+            new = job.run()
+        except torch.OutOfMemoryError:
+            tqdm.write(f"\n{job.name}: out of memory, left out")
+            continue
+        gc.collect()  # what a job leaves behind, not within another's rounds
+        tqdm.write(f"\n{job.name}")
+        for row in new:
+            tqdm.write(f"  {describe(row)}")
+        rows += new
+    return rows
 
 
-def sampler_rows(case: Case, seconds: float, where: dict[str, str]) -> list[Row]:
-    """The sampling alone; bandwidth shares are to a plain copy of the same bytes in the same run."""
-    runs, errors = samplers(case)
-    times, base = _times(runs, "copy", seconds)
-    return [
-        Row(
-            "discretize",
-            name,
-            "backward" if name in ("adjoint", "grid_sample backward") else "forward",
-            case.shape.rpartition(",")[0],
-            "float32",
-            *quantiles(times[name]),
-            bytes=case.weight_bytes(),
-            bandwidth_share=1 / median_ratio(times[name], base[name]),
-            error=errors[name],
-            **where,
-        )
-        for name in runs
-    ]
+def describe(row: Row) -> str:
+    """A row as one line."""
+    relation = (
+        f"{row.ratio_to_dense:8.2f} x dense"
+        if row.ratio_to_dense is not None
+        else f"{row.bandwidth_share:8.0%} of {'its limit' if row.op == 'machine' else 'a copy'}"
+    )
+    error = "" if row.error is None else f"   error {row.error:.1e}"
+    return f"{row.mode:<9} {row.provider:<22} {row.ms_p50:10.3f} ms {relation}{error}"
 
 
-def main() -> None:
-    """Run the cases named on the command line, print them, and write the CSV."""
+def record(rows: list[Row], path: Path, part: bool) -> None:
+    """Write the rows: over the file, or, when only a part was measured, over its rows of the same keys."""
+    rows = merged(read_csv(path), rows) if part and path.exists() else rows
+    write_csv(rows, path)
+    print(f"\n{len(rows)} rows in {path}")
+
+
+def main() -> int:
+    """Run the jobs named on the command line and write the CSV: all rows or, after an error, none."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-k", default="", help="only cases whose name holds this text")
-    parser.add_argument("--seconds", type=float, default=8.0, help="time spent on each case and mode")
+    parser.add_argument("-k", default="", help="only jobs whose name holds this text; their rows replace the old ones")
+    parser.add_argument("--seconds", type=float, default=0.8, help="time spent on each case and mode")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     parser.add_argument("--csv", type=Path, default=RESULTS / "cpu.csv", help="where the rows are written")
-    parser.add_argument("--quick", action="store_true", help="a second a case, nothing written")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the time, nothing written")
+    parser.add_argument("--compare", type=Path, metavar="OLD", help="measure nothing: --csv against these older rows")
     options = parser.parse_args()
+    if options.compare:
+        return compare.report(read_csv(options.compare), read_csv(options.csv))
     torch.set_num_threads(options.threads)
-    seconds = 1.0 if options.quick else options.seconds
-    where = environment()
-    jobs = []
-    for case in CASES:
-        name = f"{case.op} {case.shape}"
-        jobs += [(f"sampling {name}", lambda case=case: sampler_rows(case, seconds, where))]
-        for training in (True, False):
-            label = f"{'step' if training else 'forward'} {name}"
-            jobs += [(label, lambda case=case, training=training: layer_rows(case, training, seconds, where))]
-    rows: list[Row] = []
-    for name, job in tqdm([job for job in jobs if options.k in job[0]], "bench", mininterval=1):
-        tqdm.write(f"\n{name}")
-        new = job()
-        rows += new
-        for row in new:
-            relation = (
-                f"{row.ratio_to_dense:7.2f} x dense"
-                if row.ratio_to_dense is not None
-                else f"{row.bandwidth_share:7.0%} of copy"
-            )
-            tqdm.write(f"  {row.provider:<22} {row.ms_p50:9.3f} ms {relation}   error {row.error:.1e}")
-    if not options.quick and not options.k:
-        write_csv(rows, options.csv)
-        print(f"\n{len(rows)} rows in {options.csv}")
+    bench = Bench(seconds=0.1 * options.seconds if options.quick else options.seconds)
+    jobs = [job for job in cpu_jobs(bench) if options.k in job.name]
+    if not jobs:
+        raise SystemExit(f"no job's name holds {options.k!r}")
+    if options.csv.exists() and options.k and not options.quick:
+        merged(read_csv(options.csv), [Row("", "", "", "", "", 0, 0, 0, **bench.where)])  # refuse before measuring
+    rows = measure(jobs)
+    if not options.quick:
+        record(rows, options.csv, part=bool(options.k))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,14 +13,16 @@ import random
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+Runs = dict[str, Callable[[], object]]
+Times = dict[str, list[float]]
 
 
 @dataclass
@@ -47,16 +49,20 @@ class Row:
     triton: str = ""
     commit: str = ""
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What a row is a measurement of."""
+        return self.op, self.provider, self.mode, self.shape, self.dtype
 
-def paired_times(providers: dict[str, Callable[[], object]], seconds: float, least: int = 7) -> dict[str, list[float]]:
+
+def paired_times(providers: Runs, seconds: float, least: int = 7, warm: int = 2) -> Times:
     """Seconds of each provider in each round; rounds go on until `seconds` are spent, at least `least` of them."""
     for run in providers.values():  # warm up: caches, allocator, lazily created primitives
-        run()
-        run()
-    times: dict[str, list[float]] = {name: [] for name in providers}
+        for _ in range(warm):
+            run()
+    times: Times = {name: [] for name in providers}
     names = list(providers)
     order = random.Random(0)
-    gc.collect()
     gc.disable()
     try:
         begin = time.perf_counter()
@@ -71,12 +77,26 @@ def paired_times(providers: dict[str, Callable[[], object]], seconds: float, lea
     return times
 
 
-def median_ratio(times: list[float], base: list[float]) -> float:
+def cpu_times(providers: Runs, base: str, slow: Sequence[str], seconds: float) -> tuple[Times, Times]:
+    """Times of each provider, and those of the base in the same rounds.
+
+    The slow ones take far longer than the others and turn the memory of the allocator over: they get rounds of their
+    own with the base, few of them, so that the others see the memory they would see without.
+    """
+    apart = {name: run for name, run in providers.items() if name in slow}
+    near = {name: run for name, run in providers.items() if name not in slow}
+    times = paired_times(near, seconds, warm=1)
+    others = paired_times({base: providers[base], **apart}, seconds / 4, least=3, warm=0) if apart else {}
+    bases = {name: (others if name in apart else times)[base] for name in providers}
+    return {name: others[name] if name in apart else times[name] for name in providers}, bases
+
+
+def median_ratio(times: Sequence[float], base: Sequence[float]) -> float:
     """Median over rounds of times / base."""
     return statistics.median(t / b for t, b in zip(times, base))
 
 
-def quantiles(times: list[float]) -> tuple[float, float, float]:
+def quantiles(times: Sequence[float]) -> tuple[float, float, float]:
     """Median, 20th and 80th percentile in milliseconds."""
     ordered = sorted(times)
     pick = [ordered[round(q * (len(ordered) - 1))] for q in (0.2, 0.8)]
@@ -96,7 +116,7 @@ def device_name() -> str:
     return f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def environment() -> dict[str, str]:
+def environment(device: str = "cpu") -> dict[str, str]:
     """What every row says of where it was measured."""
     try:
         import triton
@@ -104,16 +124,32 @@ def environment() -> dict[str, str]:
         triton_version = triton.__version__
     except ImportError:
         triton_version = ""
-    git = ["git", "-C", str(README.parent)]
+    git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
-    dirty = any(not line[3:].startswith(("bench/results", "README.md")) for line in changed.splitlines())
+    drawn = ("bench/results", "README.md", "docs/bench.md", "docs/figures")
+    dirty = any(not line[3:].startswith(drawn) for line in changed.splitlines())
     return {
-        "device": device_name(),
+        "device": device_name() if device == "cpu" else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton_version,
         "commit": commit + ("+changes" if dirty else ""),
     }
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of one CSV."""
+    with path.open(newline="") as file:
+        return [_parsed(record) for record in csv.DictReader(file)]
+
+
+def _parsed(record: dict[str, str]) -> Row:
+    values: dict[str, object] = {}
+    for field in fields(Row):
+        text, kind = record[field.name], str(field.type)
+        number = float if "float" in kind else int if "int" in kind else str
+        values[field.name] = None if text == "" and "None" in kind else number(text)
+    return Row(**values)  # type: ignore[arg-type]
 
 
 def write_csv(rows: list[Row], path: Path) -> None:
@@ -127,3 +163,18 @@ def write_csv(rows: list[Row], path: Path) -> None:
             writer.writerow(
                 {k: f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for k, v in record.items()}
             )
+
+
+def merged(old: list[Row], new: list[Row]) -> list[Row]:
+    """Old rows, those measured anew replaced in place, the rest of the new ones at the end.
+
+    Raises:
+        ValueError: the rows come from different devices or versions, whose times do not belong in one table.
+    """
+    for name in ("device", "torch", "triton"):
+        kinds = {getattr(row, name) for row in (*old, *new)}
+        if len(kinds) > 1:
+            raise ValueError(f"rows of one file must share their {name}, got {sorted(kinds)}; write another --csv")
+    fresh = {row.key: row for row in new}
+    kept = [fresh.pop(row.key, row) for row in old]
+    return [*kept, *fresh.values()]

@@ -262,7 +262,7 @@ def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     options.add_argument("--lr", type=float, default=3e-3, help="largest learning rate, from scratch")
     options.add_argument("--init-lr", type=float, default=1e-3, help="largest learning rate of INN-init")
     options.add_argument("--smooth", type=float, default=5.0, help="weight of the nodes' roughness in INN's loss")
-    options.add_argument("--init-smooth", type=float, default=1.0, help="the same of INN-init")
+    options.add_argument("--init-smooth", type=float, default=0.1, help="the same of INN-init")
     options.add_argument("--range", type=float, nargs=2, default=[0.4, 1.0], help="widths that INN is trained at")
     options.add_argument("--tuning", type=int, default=200, help="steps of each tuning of partitions")
     options.add_argument("--samples", type=int, default=1024, help="training samples the partitions are tuned on")

@@ -10,7 +10,8 @@
     fused        forward    one launch: 2 B N operations, activations moved once, nodes once for each 64 rows
                  backward   one launch (a convolution: two): 4 B N operations, nodes read and their gradient written
 
-A GEMM of few rows does not reach the machine's rate: `rows_half` is the number of rows at which it reaches half of it.
+A GEMM of few rows does not reach the machine's rate: `rows_half` is the number of rows at which it reaches half of
+it. One of a single row is a matrix-vector product and streams its weight.
 Nodes that are not in the compute dtype are cast once more in `factored`. The model ranks dataflows; it does not predict
 times to better than a few tens of percent.
 """
@@ -37,14 +38,16 @@ class Machine:
     launch: float  # one operation, dispatch included
     fused_rate: float = 1.0  # the fused kernels' products; 1: there are none
     fused_bandwidth: float = 1.0  # the fused kernels' memory traffic
+    float32_share: float = 1.0  # of the three rates that float32 operands reach, where rates are bfloat16's
 
 
-# Rounded from `calibrate` on two cores of an AMD EPYC (Zen 5), and a model of an H100 that no GPU has confirmed yet.
+# Rounded from `calibrate` on two cores of an AMD EPYC (Zen 5), the first two and rows_half lowered to what they are
+# within a step, where other operations empty the caches; and a model of an H100 that no GPU has confirmed yet.
 CPU = Machine(
-    sampler_bandwidth=30e9,
-    interpolate_bandwidth=45e9,
+    sampler_bandwidth=24e9,
+    interpolate_bandwidth=30e9,
     gemm_rate=180e9,
-    rows_half=15,
+    rows_half=24,
     gemm_bandwidth=40e9,
     convolution_rate=350e9,
     launch=15e-6,
@@ -59,6 +62,7 @@ GPU = Machine(
     launch=4e-6,
     fused_rate=120e12,
     fused_bandwidth=2.2e12,
+    float32_share=0.08,  # 50 TFLOP/s without TF32
 )
 
 
@@ -133,7 +137,8 @@ def _fused(s: Shape, machine: Machine) -> Cost:
         tiles = max(-(-s.rows // _FUSED_ROWS), 1)  # each tile of rows streams the nodes again
         moved = node_passes * tiles * nodes * s.node_bytes + activations * s.rows * s.value_bytes
         flops = products * 2 * s.rows * nodes
-        seconds = max(flops / machine.fused_rate, moved / machine.fused_bandwidth) + count * machine.launch
+        rate = machine.fused_rate * _share(s, machine)
+        seconds = max(flops / rate, moved / machine.fused_bandwidth) + count * machine.launch
         return Cost(moved, flops, count, seconds)
 
     # A convolution's kernel interpolates each pixel's channels anew for every offset.
@@ -149,9 +154,14 @@ def _gemm(s: Shape, weights: int, in_channels: int, out_channels: int, machine: 
     features = 1 if s.convolution else s.offsets
     moved = (weights + s.rows * (in_channels * features + out_channels)) * s.value_bytes
     flops = 2 * s.rows * weights
-    rate = machine.convolution_rate if s.convolution else machine.gemm_rate
-    seconds = max(2 * weights * (s.rows + machine.rows_half) / rate, moved / machine.gemm_bandwidth)
+    rate = (machine.convolution_rate if s.convolution else machine.gemm_rate) * _share(s, machine)
+    half = machine.rows_half if s.rows > 1 else 0  # a single row is a matrix-vector product, which streams the weight
+    seconds = max(2 * weights * (s.rows + half) / rate, moved / machine.gemm_bandwidth)
     return Cost(moved, flops, 1, seconds + machine.launch)
+
+
+def _share(s: Shape, machine: Machine) -> float:
+    return machine.float32_share if s.value_bytes >= 4 else 1.0
 
 
 def _total(*parts: tuple[int, Cost]) -> Cost:

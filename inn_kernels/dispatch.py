@@ -13,6 +13,8 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -102,11 +104,22 @@ def choose_dataflow(
         convolution: the kernel offsets are positions of a convolution, not features of a linear layer.
         fusable: the fused kernels can run this layer.
     """
-    if torch.compiler.is_compiling() or all(along is None for along in taps):
+    out_taps, in_taps = taps
+    if torch.compiler.is_compiling() or (out_taps is None and in_taps is None):
         return "materialize"
-    points = [size if along is None else along.points for along, size in zip(taps, nodes.shape)]
-    offsets = math.prod(nodes.shape[2:])
-    shape = (rows, *points, *nodes.shape[:2], offsets, nodes.element_size(), compute.itemsize, convolution, training)
+    out_nodes, in_nodes, *offsets = nodes.shape
+    shape = (
+        rows,
+        out_nodes if out_taps is None else out_taps.points,
+        in_nodes if in_taps is None else in_taps.points,
+        out_nodes,
+        in_nodes,
+        math.prod(offsets),
+        nodes.element_size(),
+        compute.itemsize,
+        convolution,
+        training,
+    )
     return _cheapest(shape, nodes.device.type, fusable)
 
 
@@ -155,52 +168,110 @@ def table(device: str = "cuda", value_bytes: int = 2) -> str:
     return "\n".join(lines)
 
 
-def calibrate() -> Machine:
-    """Measure the constants of this machine's CPU in a few seconds, at PyTorch's current number of threads."""
-    size, points, many = 2048, 1536, 1024
-    out_taps = taps_for(points, size)
-    in_taps = taps_for(points, size, weighted=True)
-    nodes, weight = torch.randn(size, size), torch.randn(points, points)
-    wide, image, filters = torch.randn(many, size), torch.randn(32, 192, 8, 8), torch.randn(192, 192, 3, 3)
-    moved = 4 * (nodes.numel() + weight.numel())
-    taps = (out_taps.start, out_taps.weight, in_taps.start, in_taps.weight)
+class Sizes(NamedTuple):
+    """What `calibrate` measures with: large enough for a device's rates, and its matrices for no cache."""
 
-    launch = _median_seconds(lambda: ops.interpolate(nodes[:1], *in_taps[:2], 1, torch.float32), 200)
-    sample = _median_seconds(lambda: ops.discretize(nodes, *taps, torch.float32), 15)
-    gather = _median_seconds(lambda: ops.discretize_adjoint(weight, *taps, size, size, torch.float32), 15)
-    along = _median_seconds(lambda: ops.interpolate(wide, *in_taps[:2], 1, torch.float32), 15)
-    one, few, all_rows = (
-        _median_seconds(functools.partial(F.linear, wide[:rows], nodes), 15) for rows in (1, 16, many)
-    )
-    convolution = _median_seconds(lambda: F.conv2d(image, filters, padding=1), 15)
-    rate = 2 * many * nodes.numel() / all_rows
-    return Machine(
+    nodes: int
+    points: int
+    rows: int  # of a GEMM that reaches the full rate
+    few: int  # of one that is still bound by products, not by memory
+    image: tuple[int, int, int]  # batch, channels, pixels along a side
+
+
+SIZES = {"cpu": Sizes(2048, 1536, 1024, 16, (32, 192, 8)), "cuda": Sizes(8192, 6144, 8192, 512, (64, 256, 28))}
+Clock = Callable[[Callable[[], object], int, int], float]
+
+
+def calibrate(device: str = "cpu", sizes: Sizes | None = None, clock: Clock | None = None) -> Machine:
+    """Measure the constants of a device in a few seconds: of a CPU in float32, at PyTorch's current number of threads;
+    of a GPU in bfloat16 over float32 nodes.
+
+    Args:
+        device: "cpu" or "cuda".
+        sizes: default SIZES of the device.
+        clock: (operation, rounds, calls a round) -> median seconds of a call; default `stopwatch` of the device.
+    """
+    size, points, many, few, (batch, channels, side) = sizes or SIZES[device]
+    seconds = clock or stopwatch(device)
+    compute = torch.bfloat16 if device == "cuda" else torch.float32
+    make = functools.partial(torch.randn, device=device)
+    out_taps = taps_for(points, size, device=torch.device(device))
+    in_taps = taps_for(points, size, weighted=True, device=torch.device(device))
+    nodes, weight = make(size, size), make(points, points, dtype=compute)
+    moved = nodes.nbytes + weight.nbytes
+    taps = (out_taps.start, out_taps.weight, in_taps.start, in_taps.weight)
+    wide, square = make(many, size, dtype=compute), nodes.to(compute)
+    image = make(batch, channels, side, side, dtype=compute)
+    filters = make(channels, channels, 3, 3, dtype=compute)
+
+    launch = seconds(lambda: ops.interpolate(nodes[:1], *in_taps[:2], 1, torch.float32), 10, 20)
+    sample = seconds(lambda: ops.discretize(nodes, *taps, compute), 15, 1)
+    gather = seconds(lambda: ops.discretize_adjoint(weight, *taps, size, size, torch.float32), 15, 1)
+    along = seconds(lambda: ops.interpolate(wide, *in_taps[:2], 1, compute), 15, 1)
+    one, some, full = (seconds(functools.partial(F.linear, wide[:n], square), 15, 1) for n in (1, few, many))
+    convolution = seconds(lambda: F.conv2d(image, filters, padding=1), 15, 1)
+    rate = 2 * many * nodes.numel() / full
+    measured = Machine(
         sampler_bandwidth=2 * moved / (sample + gather),
-        interpolate_bandwidth=4 * many * (size + points) / along,
+        interpolate_bandwidth=compute.itemsize * many * (size + points) / along,
         gemm_rate=rate,
-        rows_half=max(few * rate / (2 * nodes.numel()) - 16, 0.0),
-        gemm_bandwidth=4 * nodes.numel() / one,
-        convolution_rate=2 * 32 * 64 * filters.numel() / convolution,
+        rows_half=max(some * rate / (2 * nodes.numel()) - few, 0.0),
+        gemm_bandwidth=square.nbytes / one,
+        convolution_rate=2 * batch * side**2 * filters.numel() / convolution,
         launch=launch,
     )
+    if device != "cuda":
+        return measured
+    x = make(many, points, dtype=compute)
+    fused = [seconds(functools.partial(ops.linear, x[:n], nodes, None, *taps), 15, 1) for n in (16, 1024)]
+    exact = seconds(lambda: F.linear(wide.float(), nodes), 5, 1) - seconds(wide.float, 5, 1)
+    return replace(
+        measured,
+        fused_bandwidth=nodes.nbytes / fused[0],
+        fused_rate=2 * min(many, 1024) * nodes.numel() / fused[1],
+        float32_share=full / exact,
+    )
 
 
-def _median_seconds(run: Callable[[], object], times: int) -> float:
-    for _ in range(3):
-        run()
-    seconds = []
-    for _ in range(times):
+def stopwatch(device: str) -> Clock:
+    """Median seconds of a call, by events on a GPU; several calls a round where one is too short to be timed."""
+
+    def round_on_gpu(run: Callable[[], object], calls: int) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(calls):
+            run()
+        end.record()
+        end.synchronize()
+        return 1e-3 * begin.elapsed_time(end) / calls
+
+    def round_on_cpu(run: Callable[[], object], calls: int) -> float:
         start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+        for _ in range(calls):
+            run()
+        return (time.perf_counter() - start) / calls
+
+    one_round = round_on_gpu if device == "cuda" else round_on_cpu
+
+    def clock(run: Callable[[], object], rounds: int, calls: int) -> float:
+        one_round(run, 3)
+        return statistics.median(one_round(run, calls) for _ in range(rounds))
+
+    return clock
+
+
+def copy_bandwidth(device: str = "cpu", size: int = 2**27) -> float:
+    """Bytes a second, read and written, of a copy of `size` float32 values: what samplers are held to."""
+    source = torch.zeros(size, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / stopwatch(device)(lambda: target.copy_(source), 15, 1)
 
 
 def main() -> None:
     """Run `explain` or `calibrate` from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("calibrate", help="measure this machine and keep its constants")
+    commands.add_parser("calibrate", help="measure this machine's CPU and GPU and keep their constants")
     commands.add_parser("table", help="the model's GPU training steps over the dense layer's, in Markdown")
     explaining = commands.add_parser("explain", help="print the estimate of each dataflow")
     explaining.add_argument("--rows", type=int, required=True, help="batch, times output positions of a convolution")
@@ -211,8 +282,11 @@ def main() -> None:
     explaining.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     if options.command == "calibrate":
-        measured = calibrate()
-        print(measured, cost.save_machine("cpu", measured), sep="\n")
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            measured = calibrate(device)
+            share = measured.sampler_bandwidth / copy_bandwidth(device)
+            print(f"{device}: {measured}\nsamplers reach {share:.0%} of a copy's bandwidth")
+            print(cost.save_machine(device, measured))
         return
     if options.command == "table":
         print(table())

@@ -1,5 +1,6 @@
 """Backends explain themselves; the cost model counts what its formulas say and picks the cheapest dataflow."""
 
+import dataclasses
 import itertools
 import pathlib
 
@@ -35,7 +36,8 @@ def test_estimate_counts_what_the_formulas_say(s):
 
     def gemm(weights, channels):
         moved = (weights + s.rows * channels) * s.value_bytes
-        return moved, max(2 * weights * (s.rows + 7) / rate, moved / 11) + 17
+        half = 7 if s.rows > 1 else 0  # a matrix-vector product streams its weight
+        return moved, max(2 * weights * (s.rows + half) / rate, moved / 11) + 17
 
     gemms, passes = (3, 2) if s.training else (1, 1)
     costs = cost.estimate(s, MACHINE)
@@ -102,6 +104,54 @@ def test_calibrated_constants_are_kept_and_read(tmp_path):
     path.write_text('{"cpu": {"launch": 1}}')
     with pytest.raises(ValueError, match=r"machine\.json does not hold machine constants"):
         cost.load_machines(path)
+
+
+def test_calibration_measures_what_it_says(monkeypatch):
+    """With a clock that says every call takes half a second, rates are the counted work, doubled."""
+    calls = []
+
+    def clock(run, rounds, calls_a_round):
+        calls.append(run())
+        return 0.5
+
+    m, k, rows, few, batch, channels, side = 24, 18, 7, 3, 2, 5, 4
+    found = dispatch.calibrate("cpu", dispatch.Sizes(m, k, rows, few, (batch, channels, side)), clock)
+    assert [tuple(result.shape) for result in calls] == [
+        (1, k), (k, k), (m, m), (rows, k), (1, m), (few, m), (rows, m), (batch, channels, side, side),
+    ]  # fmt: skip
+    assert found == cost.Machine(
+        sampler_bandwidth=2 * 4 * (m * m + k * k),
+        interpolate_bandwidth=2 * 4 * rows * (m + k),
+        gemm_rate=2 * 2 * rows * m * m,
+        rows_half=rows - few,  # as slow as all rows
+        gemm_bandwidth=2 * 4 * m * m,
+        convolution_rate=2 * 2 * batch * side**2 * channels**2 * 9,
+        launch=0.5,
+    )
+
+
+def test_calibration_takes_a_gpus_constants_too(monkeypatch):
+    """The GPU's part, its tensors on the CPU: bfloat16 work, the fused kernels and float32's share of the rate."""
+    randn, taps_for = torch.randn, dispatch.taps_for
+    monkeypatch.setattr(torch, "randn", lambda *size, device, **options: randn(*size, **options))
+    monkeypatch.setattr(dispatch, "taps_for", lambda *arguments, device, **options: taps_for(*arguments, **options))
+    times = iter([1.0] * 8 + [0.5, 2.0, 9.0, 1.0])  # fused few, fused many, float32 with its cast, the cast
+    found = dispatch.calibrate("cuda", dispatch.Sizes(24, 18, 7, 3, (2, 5, 4)), lambda run, *_: (run(), next(times))[1])
+    assert found.sampler_bandwidth == 4 * 24**2 + 2 * 18**2 and found.gemm_bandwidth == 2 * 24**2
+    assert (found.fused_bandwidth, found.fused_rate) == (4 * 24**2 / 0.5, 2 * 7 * 24**2 / 2.0)
+    assert found.float32_share == 1 / 8
+
+
+def test_stopwatch_and_copies_take_time():
+    assert 0 < dispatch.stopwatch("cpu")(lambda: sum(range(1000)), 3, 2) < 1
+    assert 1e6 < dispatch.copy_bandwidth("cpu", 2**16) < 1e13
+
+
+def test_float32_products_are_slower_where_rates_are_bfloat16s():
+    narrow = Shape(8192, 512, 512, 512, 512, value_bytes=2)
+    machine = dataclasses.replace(MACHINE, float32_share=0.25, launch=0.0, gemm_bandwidth=1e30)
+    wide = cost.dense(narrow._replace(node_bytes=4, value_bytes=4), machine)
+    assert wide.seconds == pytest.approx(4 * cost.dense(narrow._replace(node_bytes=2), machine).seconds)
 
 
 def test_settings_path_can_be_chosen(monkeypatch, tmp_path):

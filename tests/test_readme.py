@@ -18,7 +18,7 @@ def test_example_prints_what_it_shows():
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/design.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/bench.md"])
 def test_files_named_exist(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\(([^)#:]+)[^)]*\)", text)
@@ -33,3 +33,17 @@ def test_results_are_the_csvs(monkeypatch):
     from bench import report
 
     assert report.redrawn(TEXT) == TEXT
+    page = (ROOT / "docs" / "bench.md").read_text()
+    assert report.redrawn_page(page) == page
+
+
+def test_figures_are_the_csvs(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT))
+    figures = pytest.importorskip("bench.figures")
+    from bench.harness import RESULTS, read_csv
+
+    committed = (ROOT / "docs" / "figures" / "growth.svg").read_text()
+    if f"Matplotlib v{figures.matplotlib.__version__}" not in committed:
+        pytest.skip("the committed figure was drawn by another matplotlib")
+    figures.draw(read_csv(RESULTS / "cpu.csv"), tmp_path)
+    assert (tmp_path / "growth.svg").read_text() == committed

@@ -2,6 +2,7 @@
 
     python -m inn_kernels.gpu.compile --csv bench/results/resources.csv     one row a kernel, configuration, target
     python -m inn_kernels.gpu.compile --check                               exit code 1 if a rule below is broken
+    python -m inn_kernels.gpu.compile --summary bench/results/resources.csv     the table of docs/gpu.md, from that file
 
 Every module of `inn_kernels.gpu` with a list `KERNELS` of `launch.KernelSpec` takes part; `--module` picks some.
 Columns: registers a thread, shared (LDS) bytes a block, spill_bytes (stack and local memory a thread), occupancy
@@ -78,7 +79,7 @@ def registry(modules: Sequence[str] = ()) -> list[KernelSpec]:
 
 def compile_one(spec: KernelSpec, config: Config, target: str) -> triton.compiler.CompiledKernel:
     """Compile one configuration of a kernel for one target."""
-    order = spec.kernel.arg_names
+    order, config = spec.kernel.arg_names, config.on(target)
     types = {name: "constexpr" if name in config.constants else spec.signature[name] for name in order}
     unknown = (set(spec.signature) | set(config.constants)) - set(order)
     if unknown:
@@ -93,12 +94,12 @@ def compile_one(spec: KernelSpec, config: Config, target: str) -> triton.compile
 
 def inspect(spec: KernelSpec, config: Config, target: str) -> Resources:
     """Compile one configuration and read its resources from the machine code."""
+    config = config.on(target)
     compiled = compile_one(spec, config, target)
     read = _read_amd if target == "gfx942" else _read_nvidia
     registers, shared, spills, occupancy, code = read(compiled, target, config.num_warps)
     matrix = "+".join(sorted(set(_MATRIX.findall(code)))) or "-"
     barriers = _loop_barriers(code)
-    name = f"{spec.variant}/{config.name}" if spec.variant else config.name
     complaints = []
     if target == "sm_90" and spills:
         complaints.append(f"{spills} bytes of stack or local memory")
@@ -109,7 +110,16 @@ def inspect(spec: KernelSpec, config: Config, target: str) -> Resources:
     if spec.barrier_free_loops and barriers:
         complaints.append(f"{barriers} barriers inside loops")
     return Resources(
-        spec.name, name, target, registers, shared, spills, round(occupancy, 3), matrix, barriers, tuple(complaints)
+        spec.name,
+        label(spec, config),
+        target,
+        registers,
+        shared,
+        spills,
+        round(occupancy, 3),
+        matrix,
+        barriers,
+        tuple(complaints),
     )
 
 
@@ -195,15 +205,41 @@ def write_csv(path: str, resources: Sequence[Resources]) -> None:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(r.row() for r in resources)])
 
 
+def label(spec: KernelSpec, config: Config) -> str:
+    """A configuration of a spec, as the column `config` names it."""
+    return f"{spec.variant}/{config.name}" if spec.variant else config.name
+
+
+def summary(path: str) -> str:
+    """The CSV as a short Markdown table: of each kernel and target, what its configurations take."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = ["| kernel | " + " | ".join(TARGETS) + " |", "|---" * (1 + len(TARGETS)) + "|"]
+    for kernel in dict.fromkeys(row["kernel"] for row in rows):
+        cells = []
+        for target in TARGETS:
+            found = [row for row in rows if (row["kernel"], row["target"]) == (kernel, target)]
+            registers = sorted(int(row["registers"]) for row in found)
+            spilled = [int(row["spill_bytes"]) for row in found if row["spill_bytes"] != "0"]
+            spills = f", {len(spilled)} of {len(found)} spill up to {max(spilled)} B" if spilled else ""
+            cells.append("-".join(str(n) for n in dict.fromkeys((registers[0], registers[-1]))) + spills)
+        lines.append(f"| `{kernel}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m inn_kernels.gpu.compile", description=__doc__.split("\n")[0])
     parser.add_argument("--csv", help="write the table here")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a rule is broken")
+    parser.add_argument("--summary", help="print this table in Markdown, a line a kernel, and compile nothing")
     parser.add_argument("--module", action="append", default=[], help="only this module (repeatable)")
     parser.add_argument("--target", action="append", default=[], choices=list(TARGETS), help="only this target")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="compiler processes")
     args = parser.parse_args(arguments)
+    if args.summary:
+        print(summary(args.summary))
+        return 0
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
     resources = compile_all(args.module, args.target or tuple(TARGETS), args.jobs)

@@ -45,10 +45,10 @@ TILE = 64  # nodes of an accumulator along the axis its epilogue leaves
 ADVANCE = 61  # 61 windows of 4 start in 64
 
 
-def _config(pixels: int, depth: int, stages: int, warps: int = 4) -> Config:
+def _config(pixels: int, depth: int, stages: int, warps: int = 4, **instead: dict) -> Config:
     """BP pixels a tile, BK columns a step."""
     constants = {"BP": pixels, "BK": depth, "TILE": TILE, "ADVANCE": ADVANCE, "PAD": PAD}
-    return Config(f"pixels{pixels}", constants, warps, stages)
+    return Config(f"pixels{pixels}", constants, warps, stages, instead=instead)
 
 
 def _square(side: int, depth: int, warps: int) -> Config:
@@ -58,10 +58,10 @@ def _square(side: int, depth: int, warps: int) -> Config:
 
 # (most pixels, configuration) by kind of multiplication; `select` takes the first that fits. As in `linear`, but the
 # addresses and padding masks of a gather cost registers, so wider tiles have eight warps and the widest steps of 16
-# columns. Compiled for sm_90; not yet swept on a device.
+# columns. Made for sm_90; not yet swept on a device.
 FORWARD = {
     "half": ((16, _config(16, 32, 4)), (32, _config(32, 32, 4, 8)), (ANY, _config(64, 16, 4, 8))),
-    "tf32": ((ANY, _config(32, 32, 3, 8)),),
+    "tf32": ((ANY, _config(32, 32, 3, 8, gfx942={"BK": 16})),),
     "ieee": ((ANY, _config(16, 16, 2)),),
 }
 # 16 pixels a step fill a memory sector; eight warps share the gathers of both operands.

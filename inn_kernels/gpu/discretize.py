@@ -73,19 +73,19 @@ def sample_tile(
     """One program's tile of W. An axis that is not sampled is discrete: its nodes are its points."""
     width = outer.to(INDEX) * in_points * inner
     stride = outer.to(tl.int64) * in_nodes * inner
-    i_first, b_lane, b_near, b_inside = columns(i_tile, width, SUB, LANES, INDEX)  # scalar, [SUB, LANES] each
-    b_first = i_first + b_near  # [SUB, LANES] column of the first node
+    i_first, b_lane, b_near, b_inside = columns(i_tile, width, SUB, LANES, INDEX)  # scalar, [SUB * LANES] each
+    b_first = i_first + b_near  # [SUB * LANES] column of the first node
     b_c0, b_c1, b_c2, b_c3 = 1.0, 0.0, 0.0, 0.0
     step_1, step_2, step_3 = 0, 0, 0
     if SAMPLE_IN:
-        b_outer, b_l, b_inner = split_columns(i_first, b_near, in_points, inner)  # [SUB, LANES]
+        b_outer, b_l, b_inner = split_columns(i_first, b_near, in_points, inner)  # [SUB * LANES]
         b_first = (b_outer * in_nodes + tl.load(p_in_start + b_l)) * inner + b_inner
-        b_c0, b_c1, b_c2, b_c3 = load_4(p_in_weight, b_l)  # [SUB, LANES]
+        b_c0, b_c1, b_c2, b_c3 = load_4(p_in_weight, b_l)  # [SUB * LANES]
         step_1, step_2, step_3 = steps(in_nodes, inner)
-    b_r0 = tl.zeros((SUB, LANES), tl.float32)  # the window: node rows start .. start + 3 sampled along the input axis
-    b_r1 = tl.zeros((SUB, LANES), tl.float32)
-    b_r2 = tl.zeros((SUB, LANES), tl.float32)
-    b_r3 = tl.zeros((SUB, LANES), tl.float32)
+    b_r0 = tl.zeros((SUB * LANES,), tl.float32)  # the window: node rows start .. start + 3 sampled along the input axis
+    b_r1 = tl.zeros((SUB * LANES,), tl.float32)
+    b_r2 = tl.zeros((SUB * LANES,), tl.float32)
+    b_r3 = tl.zeros((SUB * LANES,), tl.float32)
     i_begin = i_block * rows
     i_end = tl.minimum(i_begin + rows, out_points)
     p_out += i_begin.to(tl.int64) * width + i_first
@@ -94,7 +94,7 @@ def sample_tile(
         i_start = tl.load(p_out_start + i_begin)
         i_final = tl.minimum(tl.load(p_out_start + i_end - 1) + 3, out_nodes - 1)
     i_row = i_start  # the node row in flight
-    p_row = p_nodes + i_row * stride + b_first  # [SUB, LANES]
+    p_row = p_nodes + i_row * stride + b_first  # [SUB * LANES]
     b_x0, b_x1, b_x2, b_x3 = gather_4(p_row, step_1, step_2, step_3, SAMPLE_IN, ADJACENT)
     for i_k in range(i_begin, i_end):
         if SAMPLE_OUT:
@@ -108,13 +108,13 @@ def sample_tile(
                 i_row += 1
                 if i_row == i_start + 4:
                     i_row = tl.maximum(i_row, i_ahead)
-                p_row = p_nodes + tl.minimum(i_row, i_final) * stride + b_first  # [SUB, LANES]
+                p_row = p_nodes + tl.minimum(i_row, i_final) * stride + b_first  # [SUB * LANES]
                 b_x0, b_x1, b_x2, b_x3 = gather_4(p_row, step_1, step_2, step_3, SAMPLE_IN, ADJACENT)
             i_start = i_ahead
-            b_w = w0 * b_r0 + w1 * b_r1 + w2 * b_r2 + w3 * b_r3  # [SUB, LANES] row k of W
+            b_w = w0 * b_r0 + w1 * b_r1 + w2 * b_r2 + w3 * b_r3  # [SUB * LANES] row k of W
         else:
             b_w = dot_4(b_x0, b_x1, b_x2, b_x3, b_c0, b_c1, b_c2, b_c3, SAMPLE_IN)
-            p_row = p_nodes + tl.minimum(i_k + 1, i_final) * stride + b_first  # [SUB, LANES]
+            p_row = p_nodes + tl.minimum(i_k + 1, i_final) * stride + b_first  # [SUB * LANES]
             b_x0, b_x1, b_x2, b_x3 = gather_4(p_row, step_1, step_2, step_3, SAMPLE_IN, ADJACENT)
         tl.store(p_out + b_lane, b_w.to(p_out.dtype.element_ty), mask=b_inside)
         p_out += width

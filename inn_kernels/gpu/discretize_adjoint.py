@@ -43,9 +43,17 @@ from inn_kernels.gpu.tiles import (
 )
 
 NARROW = Config("narrow", {"SUB": 1, "LANES": 128}, num_warps=4, resident=10, max_registers=48)
+WIDE = Config(
+    "wide",
+    {"SUB": 4, "LANES": 128},
+    num_warps=4,
+    resident=7,
+    max_registers=72,
+    instead={"sm_80": {"max_registers": 80, "resident": 6}},  # 72 spill there
+)
 CONFIGS = {
-    2: (Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=7, max_registers=72), NARROW),
-    4: (Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=5, max_registers=96), NARROW),
+    2: (WIDE, NARROW),
+    4: (WIDE._replace(resident=5, max_registers=96, instead={}), NARROW),
 }
 """By bytes an element of dW. As `discretize`: four columns a thread keep enough of dW in flight, one column where the
 layer is small. The bounds are what the compiler needs to spill nothing; int64 column numbers take the larger one.
@@ -78,24 +86,24 @@ def any_beyond(p_start, p_weight, points, b_point, b_node):
     """Whether a node of the tile is touched by a point after the four from its b_point on (the next with weight)."""
     b_fifth = point_weight(p_start, p_weight, points, b_point + 4, b_node) != 0.0
     b_sixth = tl.load(p_start + b_point + 5, mask=b_point + 5 < points, other=2147483647) <= b_node
-    return tl.max(tl.max((b_fifth | b_sixth).to(tl.int32), 1), 0) > 0
+    return tl.max((b_fifth | b_sixth).to(tl.int32), 0) > 0
 
 
 @triton.jit
 def point_row(
-    b_x0, b_x1, b_x2, b_x3,  # [SUB, LANES] dW at the first four points of each column
-    b_c0, b_c1, b_c2, b_c3,  # [SUB, LANES] their weights
-    p_row,  # [SUB, LANES] the first of them
+    b_x0, b_x1, b_x2, b_x3,  # [SUB * LANES] dW at the first four points of each column
+    b_c0, b_c1, b_c2, b_c3,  # [SUB * LANES] their weights
+    p_row,  # [SUB * LANES] the first of them
     p_in_start, p_in_weight, in_points, inner,
     b_l, b_j, most,  # first point and node of each column, the most points that touch one
     SAMPLE_IN: tl.constexpr,
     CROWDED: tl.constexpr,
 ):  # fmt: skip
-    """G[k]: one row of dW gathered along the input axis. float32 [SUB, LANES]."""
+    """G[k]: one row of dW gathered along the input axis. float32 [SUB * LANES]."""
     b_g = dot_4(b_x0, b_x1, b_x2, b_x3, b_c0, b_c1, b_c2, b_c3, SAMPLE_IN)
     if CROWDED:
         for i_c in range(4, most):
-            b_w = point_weight(p_in_start, p_in_weight, in_points, b_l + i_c, b_j)  # [SUB, LANES]
+            b_w = point_weight(p_in_start, p_in_weight, in_points, b_l + i_c, b_j)  # [SUB * LANES]
             b_g += b_w * tl.load(p_row + i_c * inner, mask=b_w != 0.0, other=0.0).to(tl.float32)
     return b_g
 
@@ -109,7 +117,7 @@ def adjoint_tile(
     out_points, in_nodes, in_points, inner, stride, width,
     i_begin, i_end,  # node rows of this tile
     i_first, b_lane, b_near, b_inside,  # see `columns`
-    b_l, most,  # [SUB, LANES] first contributing point; with CROWDED, the most that touch a column
+    b_l, most,  # [SUB * LANES] first contributing point; with CROWDED, the most that touch a column
     SAMPLE_OUT: tl.constexpr,
     SAMPLE_IN: tl.constexpr,
     CROWDED: tl.constexpr,
@@ -118,7 +126,7 @@ def adjoint_tile(
     LANES: tl.constexpr,
 ):  # fmt: skip
     """Streams the rows of dW under a tile of d_nodes. A discrete axis has its nodes for points."""
-    b_first, b_j = i_first + b_near, b_near  # [SUB, LANES] column of the first contributing point, node
+    b_first, b_j = i_first + b_near, b_near  # [SUB * LANES] column of the first contributing point, node
     b_c0, b_c1, b_c2, b_c3 = 1.0, 0.0, 0.0, 0.0
     step_1, step_2, step_3 = 0, 0, 0
     if SAMPLE_IN:
@@ -134,12 +142,12 @@ def adjoint_tile(
         i_row = tl.maximum(i_begin - 3, 0)
         i_k = points_before(p_out_start, out_points, i_row)
         i_start = tl.load(p_out_start + i_k, mask=i_k < out_points, other=2147483647)  # node row it starts at
-    p_row = p_grad + tl.minimum(i_k, out_points - 1) * stride + b_first  # [SUB, LANES]
+    p_row = p_grad + tl.minimum(i_k, out_points - 1) * stride + b_first  # [SUB * LANES]
     b_x0, b_x1, b_x2, b_x3 = gather_4(p_row, step_1, step_2, step_3, SAMPLE_IN, ADJACENT)
-    b_a0 = tl.zeros((SUB, LANES), tl.float32)  # the window: sums of node rows i_row .. i_row + 3
-    b_a1 = tl.zeros((SUB, LANES), tl.float32)
-    b_a2 = tl.zeros((SUB, LANES), tl.float32)
-    b_a3 = tl.zeros((SUB, LANES), tl.float32)
+    b_a0 = tl.zeros((SUB * LANES,), tl.float32)  # the window: sums of node rows i_row .. i_row + 3
+    b_a1 = tl.zeros((SUB * LANES,), tl.float32)
+    b_a2 = tl.zeros((SUB * LANES,), tl.float32)
+    b_a3 = tl.zeros((SUB * LANES,), tl.float32)
     while i_row < i_end:
         if SAMPLE_OUT:
             while i_start <= i_row:
@@ -154,14 +162,14 @@ def adjoint_tile(
                 b_a3 += w3 * b_g
                 i_k += 1
                 i_start = tl.load(p_out_start + i_k, mask=i_k < out_points, other=2147483647)
-                p_row = p_grad + tl.minimum(i_k, out_points - 1) * stride + b_first  # [SUB, LANES]
+                p_row = p_grad + tl.minimum(i_k, out_points - 1) * stride + b_first  # [SUB * LANES]
                 b_x0, b_x1, b_x2, b_x3 = gather_4(p_row, step_1, step_2, step_3, SAMPLE_IN, ADJACENT)
         else:
             b_a0 = point_row(
                 b_x0, b_x1, b_x2, b_x3, b_c0, b_c1, b_c2, b_c3, p_row, p_in_start, p_in_weight,
                 in_points, inner, b_l, b_j, most, SAMPLE_IN, CROWDED,
             )  # fmt: skip
-            p_row = p_grad + tl.minimum(i_row + 1, out_points - 1) * stride + b_first  # [SUB, LANES]
+            p_row = p_grad + tl.minimum(i_row + 1, out_points - 1) * stride + b_first  # [SUB * LANES]
             b_x0, b_x1, b_x2, b_x3 = gather_4(p_row, step_1, step_2, step_3, SAMPLE_IN, ADJACENT)
         if i_row >= i_begin:
             tl.store(p_out + b_lane, b_a0.to(p_out.dtype.element_ty), mask=b_inside)
@@ -170,7 +178,7 @@ def adjoint_tile(
         b_a0 = b_a1
         b_a1 = b_a2
         b_a2 = b_a3
-        b_a3 = tl.zeros((SUB, LANES), tl.float32)
+        b_a3 = tl.zeros((SUB * LANES,), tl.float32)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -197,13 +205,13 @@ def discretize_adjoint_kernel(
     stride = outer.to(tl.int64) * in_points * inner
     p_grad += i_batch * out_points * stride
     p_out += (i_batch * out_nodes + i_begin) * width
-    i_first, b_lane, b_near, b_inside = columns(i_tile, width, SUB, LANES, INDEX)  # scalar, [SUB, LANES] each
+    i_first, b_lane, b_near, b_inside = columns(i_tile, width, SUB, LANES, INDEX)  # scalar, [SUB * LANES] each
     if SAMPLE_IN:
-        _outer, b_j, _inner = split_columns(i_first, b_near, in_nodes, inner)  # [SUB, LANES]
+        _outer, b_j, _inner = split_columns(i_first, b_near, in_nodes, inner)  # [SUB * LANES]
         b_l = first_contributor(p_in_start, p_in_weight, in_points, b_j)
         if any_beyond(p_in_start, p_in_weight, in_points, b_l, b_j):
             # Clustered points. One sub-tile after the other: the loop over further points takes registers.
-            most = tl.max(tl.max(points_before(p_in_start, in_points, b_j + 1) - b_l, 1), 0)
+            most = tl.max(points_before(p_in_start, in_points, b_j + 1) - b_l, 0)
             for i_sub in range(tl.minimum(tl.cdiv(width - i_first, LANES), SUB)):
                 i_c, b_c_lane, b_c_near, b_c_inside = columns(i_tile * SUB + i_sub, width, 1, LANES, INDEX)
                 _c_outer, b_c_j, _c_inner = split_columns(i_c, b_c_near, in_nodes, inner)  # [1, LANES]

@@ -60,14 +60,14 @@ CONFIGS = (
 @triton.jit
 def dot_columns(b_x, b_y):
     """Sum of x y over the columns of a tile: sub-tiles within a thread, then lanes by shuffles. Scalar."""
-    return tl.sum(tl.sum(b_x * b_y, 0), 0)
+    return tl.sum(b_x * b_y, 0)
 
 
 @triton.jit
 def add_node_row(
-    p_row,  # [SUB, LANES] first node of each column in one node row
-    b_d,  # [SUB, LANES] that row of D
-    b_d0, b_d1, b_d2, b_d3,  # [SUB, LANES] sums
+    p_row,  # [SUB * LANES] first node of each column in one node row
+    b_d,  # [SUB * LANES] that row of D
+    b_d0, b_d1, b_d2, b_d3,  # [SUB * LANES] sums
     step_1, step_2, step_3,
     ADJACENT: tl.constexpr,
 ):  # fmt: skip
@@ -106,17 +106,17 @@ def discretize_tap_gradient_kernel(
     width = outer.to(INDEX) * in_points * inner
     stride = outer.to(tl.int64) * in_nodes * inner
     p_nodes += i_batch * out_nodes * stride
-    i_first, b_lane, b_near, b_inside = columns(i_tile, width, SUB, LANES, INDEX)  # scalar, [SUB, LANES] each
-    b_first = i_first + b_near  # [SUB, LANES] column of the first node
+    i_first, b_lane, b_near, b_inside = columns(i_tile, width, SUB, LANES, INDEX)  # scalar, [SUB * LANES] each
+    b_first = i_first + b_near  # [SUB * LANES] column of the first node
     b_c0, b_c1, b_c2, b_c3 = 1.0, 0.0, 0.0, 0.0
     step_1, step_2, step_3 = 0, 0, 0
     if SAMPLE_IN:
-        b_outer, b_l, b_inner = split_columns(i_first, b_near, in_points, inner)  # [SUB, LANES]
+        b_outer, b_l, b_inner = split_columns(i_first, b_near, in_points, inner)  # [SUB * LANES]
         b_first = (b_outer * in_nodes + tl.load(p_in_start + b_l)) * inner + b_inner
         step_1, step_2, step_3 = steps(in_nodes, inner)
         if NEED_OUT:
-            b_c0, b_c1, b_c2, b_c3 = load_4(p_in_weight, b_l)  # [SUB, LANES]
-    b_zero = tl.zeros((SUB, LANES), tl.float32)
+            b_c0, b_c1, b_c2, b_c3 = load_4(p_in_weight, b_l)  # [SUB * LANES]
+    b_zero = tl.zeros((SUB * LANES,), tl.float32)
     b_v0, b_v1, b_v2, b_v3 = b_zero, b_zero, b_zero, b_zero  # window of V, node rows i_start .. i_start + 3
     b_a0, b_a1, b_a2, b_a3 = b_zero, b_zero, b_zero, b_zero  # window of D, the same rows
     b_d0, b_d1, b_d2, b_d3 = b_zero, b_zero, b_zero, b_zero  # d_in_weight
@@ -130,7 +130,7 @@ def discretize_tap_gradient_kernel(
     i_start = i_begin  # node row at the head of the window of D
     if SAMPLE_OUT:
         i_start = tl.load(p_out_start + i_begin)
-    b_g = tl.load(p_g + b_lane, mask=b_inside, other=0.0)  # [SUB, LANES] the row of dW in flight
+    b_g = tl.load(p_g + b_lane, mask=b_inside, other=0.0)  # [SUB * LANES] the row of dW in flight
     for i_k in range(i_begin, i_end):
         b_now = b_g.to(tl.float32)
         p_g += tl.where(i_k + 1 < i_end, width, 0)
@@ -158,7 +158,7 @@ def discretize_tap_gradient_kernel(
                     b_v0 = b_v1
                     b_v1 = b_v2
                     b_v2 = b_v3
-                    p_row = p_nodes + tl.minimum(i_row, out_nodes - 1) * stride + b_first  # [SUB, LANES]
+                    p_row = p_nodes + tl.minimum(i_row, out_nodes - 1) * stride + b_first  # [SUB * LANES]
                     b_x0, b_x1, b_x2, b_x3 = gather_4(p_row, step_1, step_2, step_3, SAMPLE_IN, ADJACENT)
                     b_v3 = dot_4(b_x0, b_x1, b_x2, b_x3, b_c0, b_c1, b_c2, b_c3, SAMPLE_IN)
                 i_next = i_start + 4
@@ -185,7 +185,7 @@ def discretize_tap_gradient_kernel(
                 b_a2 = b_a3
                 b_a3 = b_zero
         p_line = p_d_in + ((i_batch * blocks + i_block) * width + i_first) * 4
-        p_line += b_lane * 4  # [SUB, LANES]
+        p_line += b_lane * 4  # [SUB * LANES]
         tl.store(p_line, b_d0, mask=b_inside)
         tl.store(p_line + 1, tl.where(in_nodes > 1, b_d1, 0.0), mask=b_inside)
         tl.store(p_line + 2, tl.where(in_nodes > 2, b_d2, 0.0), mask=b_inside)

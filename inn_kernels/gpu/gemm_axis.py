@@ -35,6 +35,7 @@ from inn_kernels.gpu.launch import (
     KernelSpec,
     empty,
     processors,
+    target_of,
 )
 
 CONTRIBUTORS = (4, 6, 8, 12)
@@ -225,14 +226,18 @@ def workspace(device: torch.device, splits: int, tiles: int, tile_numel: int) ->
     return found
 
 
+PROGRAMS = 2
+"""Programs of an SM that splitting aims at where there are few tiles."""
+
+
 def split_count(tiles: int, steps: int, device: torch.device) -> int:
-    """How many programs share the `steps` of a tile: enough to give every SM two, each with at least two steps.
+    """How many programs share the `steps` of a tile: enough to give every SM PROGRAMS, each with at least two steps.
 
     One on AMD, whose barrier does not wait for the stores to device memory of other waves.
     """
     if torch.version.hip is not None:
         return 1
-    wanted = min(2 * processors(device) // max(tiles, 1), steps // 2)
+    wanted = min(PROGRAMS * processors(device) // max(tiles, 1), steps // 2)
     return triton.cdiv(steps, triton.cdiv(steps, wanted)) if wanted > 1 else 1
 
 
@@ -268,7 +273,7 @@ Table = Mapping[str, Sequence[tuple[int, Config]]]
 def select(table: Table, x: Tensor, nodes: Tensor, rows: int) -> tuple[Config, dict[str, object]]:
     """The first configuration for so many rows, and the compile-time arguments that follow from the tensors."""
     kind = fp32_precision() if x.dtype == torch.float32 else "half"
-    config = next(config for most, config in table[kind] if rows <= most)
+    config = next(config for most, config in table[kind] if rows <= most).on(target_of(x.device))
     return config, _flags(kind, compute_dtype(x.dtype), nodes.shape[1:].numel() % 16 == 0)
 
 

@@ -49,6 +49,15 @@ class Config(NamedTuple):
     num_stages: int = 1
     resident: int = 0  # programs a multiprocessor holds at once on sm_90, where a launcher sizes its grid by it
     max_registers: int | None = None  # bound for the compiler, NVIDIA only
+    instead: Mapping[str, Mapping[str, Any]] = {}  # by target, fields and constants that differ there
+
+    def on(self, target: str) -> Config:
+        """The configuration as a target (one of ALL_TARGETS) takes it."""
+        if target not in self.instead:
+            return self
+        changes = dict(self.instead[target])
+        fields = {name: changes.pop(name) for name in self._fields if name in changes}
+        return self._replace(constants={**self.constants, **changes}, instead={}, **fields)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -117,6 +126,16 @@ def guard(x: Tensor) -> contextlib.AbstractContextManager:
     raise RuntimeError(
         f"Triton kernels run on a GPU, got a tensor on {x.device} (TRITON_INTERPRET=1 runs them on CPU tensors)"
     )
+
+
+@functools.cache
+def target_of(device: torch.device) -> str:
+    """The target of ALL_TARGETS nearest to a device; sm_90 where there is none."""
+    if device.type != "cuda":
+        return "sm_90"
+    if torch.version.hip is not None:
+        return "gfx942"
+    return {8: "sm_80", 9: "sm_90"}.get(torch.cuda.get_device_capability(device)[0], "sm_100")
 
 
 @functools.cache

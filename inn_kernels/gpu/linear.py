@@ -46,12 +46,13 @@ OUT_ADVANCE = 61  # forward: 61 windows of 4 rows start in 64 rows
 IN_ADVANCE = 56  # dx: 61 would do, 56 keeps every row of a tile aligned to 16 bytes
 
 
-def _config(rows: int, depth: int, stages: int, warps: int = 4, square: int | None = None) -> Config:
+def _config(rows: int, depth: int, stages: int, warps: int = 4, square: int | None = None, **instead: dict) -> Config:
     """BM rows of x a tile, BK nodes a step, pipeline stages; for the backward pass T, the side of a d_nodes tile."""
     constants = {"BM": rows, "BK": depth, "TILE": TILE, "ADVANCE": OUT_ADVANCE, "PAD": PAD}
     if square is not None:
         constants |= {"ADVANCE": IN_ADVANCE, "BB": 16, "T": square}
-    return Config(f"rows{rows}" + ("" if square is None else f"-nodes{square}"), constants, warps, stages)
+    name = f"rows{rows}" + ("" if square is None else f"-nodes{square}")
+    return Config(name, constants, warps, stages, instead=instead)
 
 
 # (most rows, configuration) by kind of multiplication; `select` takes the first that fits. Widths are random at every
@@ -59,20 +60,25 @@ def _config(rows: int, depth: int, stages: int, warps: int = 4, square: int | No
 # three stages of 64 nodes keep 32 KB in flight in each of the four programs an SM holds. More rows share the nodes they
 # stream, up to BM 64 on eight warps (BM 128 spills), with steps of 32 for registers. float32 operands are twice as
 # wide. ieee multiplies on the ordinary cores, where a thread holds strips of both operands as deep as the step: BK 16
-# and one or two stages, or registers spill. Compiled for sm_90; not yet swept on a device.
+# and one or two stages, or registers spill. Made for sm_90; what other targets take instead keeps them from spilling.
+# Not yet swept on a device.
 FORWARD = {
     "half": ((16, _config(16, 64, 3)), (32, _config(32, 32, 4)), (ANY, _config(64, 32, 4, 8))),
-    "tf32": ((16, _config(16, 32, 3)), (32, _config(32, 32, 3)), (ANY, _config(64, 32, 3, 8))),
+    "tf32": ((16, _config(16, 32, 3)), (32, _config(32, 32, 3)), (ANY, _config(64, 32, 3, 8, gfx942={"BK": 16}))),
     "ieee": ((ANY, _config(16, 16, 2)),),
 }
-# d_nodes in squares of 64, so that the programs of an SM have 32 to 64 KB to write in flight; 16 rows of x a step.
+# d_nodes in squares of 64, so that the programs of an SM have 32 to 64 KB to write in flight; 16 rows of x a step. On
+# eight warps: on four, Triton 3.6 takes 255 registers and, with more points than nodes, spills.
 BACKWARD = {
     "half": (
-        (16, _config(16, 64, 3, square=64)),
-        (32, _config(32, 32, 4, square=64)),
+        (16, _config(16, 64, 3, 8, square=64)),
+        (32, _config(32, 32, 4, 8, square=64)),
         (ANY, _config(64, 32, 4, 8, square=64)),
     ),
-    "tf32": ((16, _config(16, 32, 3, square=64)), (ANY, _config(32, 32, 3, 8, square=64))),
+    "tf32": (
+        (16, _config(16, 32, 3, square=64, sm_100={"BK": 16})),
+        (ANY, _config(32, 32, 3, 8, square=64, sm_100={"num_warps": 4}, gfx942={"BK": 16})),
+    ),
     "ieee": ((ANY, _config(16, 16, 1, square=32)),),
 }
 

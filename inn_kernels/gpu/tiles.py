@@ -7,7 +7,8 @@ Both sides of a sampled weight are seen as rows of columns, whatever the layout,
 with kernel offsets in `inner` (contiguous) or in `outer` (channels_last), so that one kernel serves every layout. A
 program owns SUB x LANES columns, one a thread and sub-tile, and a run of rows. Column numbers past the end are clamped,
 not masked: loads need no mask, and the compiler cannot see neighbours to pack into one thread, which would put a layout
-conversion (shared memory and a barrier) into the loop. Stores are masked.
+conversion (shared memory and a barrier) into the loop. So would blocks of two dimensions: releases of Triton differ in
+which one they call the fast one of a gather. Stores are masked.
 
 Sizes are run-time arguments: widths change at every training step, and a compiled kernel serves them all.
 """
@@ -23,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inn_kernels.gpu.launch import Config, is_channels_last, processors
+from inn_kernels.gpu.launch import Config, is_channels_last, processors, target_of
 
 SIZES = (
     "out_nodes", "out_points", "outer", "in_nodes", "in_points", "inner", "rows", "blocks", "tiles",
@@ -36,16 +37,16 @@ MIN_ROWS = 8
 
 @triton.jit
 def columns(i_tile, width, SUB: tl.constexpr, LANES: tl.constexpr, INDEX: tl.constexpr):
-    """Of a tile: its first column; offsets from it, [SUB, LANES]; the same, clamped to the last column; which exist."""
+    """Of a tile: its first column; offsets from it, [SUB * LANES]; the same, clamped to the last one; which exist."""
     i_first = i_tile.to(INDEX) * (SUB * LANES)
-    b_lane = tl.arange(0, SUB)[:, None] * LANES + tl.arange(0, LANES)[None, :]  # [SUB, LANES]
+    b_lane = tl.arange(0, SUB * LANES)  # [SUB * LANES]
     left = tl.minimum(width - i_first, SUB * LANES).to(tl.int32)
     return i_first, b_lane, tl.minimum(b_lane, left - 1), b_lane < left
 
 
 @triton.jit
 def split_columns(i_first, b_near, size, inner):
-    """Columns of an [outer, size, inner] row -> (outer, position along size, inner), [SUB, LANES] each.
+    """Columns of an [outer, size, inner] row -> (outer, position along size, inner), [SUB * LANES] each.
 
     Only the first column is divided with its own width: column numbers may be int64, and a block of those would call
     a division routine for each.
@@ -65,12 +66,12 @@ def steps(size, inner):
 
 @triton.jit
 def gather_4(
-    p_first,  # [SUB, LANES] the first of each column's four elements
+    p_first,  # [SUB * LANES] the first of each column's four elements
     step_1, step_2, step_3,
     SAMPLE: tl.constexpr,  # False: the axis is discrete, one element
     ADJACENT: tl.constexpr,  # steps are 1, 2, 3: offsets inside the load instruction
 ):  # fmt: skip
-    """Loads the four elements of each column, [SUB, LANES] each, in their storage dtype."""
+    """Loads the four elements of each column, [SUB * LANES] each, in their storage dtype."""
     b_x0 = tl.load(p_first)
     if SAMPLE:
         if ADJACENT:
@@ -83,7 +84,7 @@ def gather_4(
 
 @triton.jit
 def dot_4(b_x0, b_x1, b_x2, b_x3, b_w0, b_w1, b_w2, b_w3, SAMPLE: tl.constexpr):
-    """Weighted sum of what `gather_4` loaded. float32 [SUB, LANES]."""
+    """Weighted sum of what `gather_4` loaded. float32 [SUB * LANES]."""
     if SAMPLE:
         b_low = b_w0 * b_x0.to(tl.float32) + b_w1 * b_x1.to(tl.float32)
         return b_low + b_w2 * b_x2.to(tl.float32) + b_w3 * b_x3.to(tl.float32)
@@ -189,7 +190,7 @@ def plan(sizes: Geometry, length: int, width: int, configs: Sequence[Config], de
     still fill the chip. Rows then grow until the programs just fit: no last, half-empty wave, and least halo.
     """
     batch = sizes.batch
-    for config in configs:
+    for config in [c.on(target_of(device)) for c in configs]:
         tiles = triton.cdiv(width, config.constants["SUB"] * config.constants["LANES"])
         wave = config.resident * processors(device)
         if batch * tiles * triton.cdiv(length, MIN_ROWS) >= wave:

@@ -19,7 +19,7 @@ from inn_kernels import dispatch
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Basis, Partition, Taps
 from integral_nn import _arguments as arguments
-from integral_nn import fused
+from integral_nn import fused, step
 from integral_nn.discretize import sample
 from integral_nn.interpolate import interpolate, spread
 from integral_nn.layer import Dimension, IntegralLayer, describe, node_count
@@ -91,6 +91,8 @@ def linear(
     if dataflow == "fused":
         fused.check(refusal)
         return fused.linear(x.to(compute), nodes, bias, out_taps, in_taps)
+    if step.takes(x, nodes, bias, taps, compute, backend):
+        return step.linear(x, nodes, bias, out_taps, in_taps, dataflow)
     sampled_bias = None if bias is None else sample(bias, [out_taps], compute, backend)
     if dataflow == "materialize":
         weight = sample(nodes, taps, compute, backend)

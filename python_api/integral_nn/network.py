@@ -19,6 +19,7 @@ from torch.func import functional_call
 from inn_kernels import dispatch
 from inn_kernels.taps import Taps
 from integral_nn import _arguments as arguments
+from integral_nn import foreach
 from integral_nn.axes import AxisSet
 from integral_nn.axis import Axis
 from integral_nn.discretize import sample
@@ -166,16 +167,24 @@ class IntegralNetwork(nn.Module):
                 made[key] = axes[name].taps(weighted=integrated, scale=scale, dtype=wide, device=tensor.device)
             return made[key]
 
-        values = {}
+        values: dict[str, Tensor] = {}
+        together: dict[str, tuple[Tensor, list[Taps | None]]] = {}  # by one launch
         for name, ties in self._ties.items():
             kept = self._calibrated.get(name)
             tensor = tensors[name]
             if kept is not None:
                 values[name] = kept.to(tensor)
-            elif name in self._variances:  # as a geometric mean: never negative, whatever the kernel overshoots
-                values[name] = _sample(tensor.clamp(min=_TINY).log(), ties, taps, self.backend).exp()
+                continue
+            if name in self._variances:  # as a geometric mean: never negative, whatever the kernel overshoots
+                tensor = tensor.clamp(min=_TINY).log()
+            if foreach.can_share(tensor, self.backend) and _plain(ties):
+                together[name] = tensor, _along(tensor, ties, taps)
             else:
                 values[name] = _sample(tensor, ties, taps, self.backend)
+        if together:
+            values |= zip(together, foreach.sample_all(*zip(*together.values())))
+        for name in self._variances - self._calibrated.keys():
+            values[name] = values[name].exp()
         return values
 
     def _reusable(self) -> dict[str, Tensor]:
@@ -319,13 +328,23 @@ class IntegralNetwork(nn.Module):
         return ", ".join(f"{name}={axis.size}/{axis.nodes}" for name, axis in self.axes.items())
 
 
+def _plain(ties: list[Tie]) -> bool:
+    """Whether a tensor lies along one axis a dimension, the first two at most."""
+    return all(tie.layout.plain and tie.dim < 2 for tie in ties)
+
+
+def _along(nodes: Tensor, ties: list[Tie], taps: Any) -> list[Taps | None]:
+    """The taps of such a tensor's first two dimensions."""
+    by_dim = {tie.dim: tie for tie in ties}
+    along = [taps(t.axes[0], t.integrated, nodes) if (t := by_dim.get(d)) else None for d in range(2)]
+    return along[: nodes.dim()]
+
+
 def _sample(nodes: Tensor, ties: list[Tie], taps: Any, backend: str | None) -> Tensor:
     """One tensor at the points of its axes."""
     chosen = dispatch.select_backend(backend, nodes.device, nodes.dtype)
-    by_dim = {tie.dim: tie for tie in ties}
-    if all(tie.layout.plain and tie.dim < 2 for tie in ties):
-        along = [taps(t.axes[0], t.integrated, nodes) if (t := by_dim.get(d)) else None for d in range(2)]
-        return sample(nodes, along[: nodes.dim()], nodes.dtype, chosen)
+    if _plain(ties):
+        return sample(nodes, _along(nodes, ties, taps), nodes.dtype, chosen)
     wide = arguments.working_dtype(nodes, nodes.dtype)
     value = nodes.to(wide)
     for tie in ties:

@@ -14,10 +14,22 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from inn_kernels.gpu import discretize, discretize_adjoint, discretize_tap_gradient, foreach, interpolate, tiles
+from inn_kernels.gpu import (
+    conv,
+    discretize,
+    discretize_adjoint,
+    discretize_tap_gradient,
+    foreach,
+    gemm_axis,
+    interpolate,
+    linear,
+    tiles,
+)
 from inn_kernels.taps import Taps
 
 WIDTHS = 50
+ROWS = ((1, 16), (17, 32), (33, 5000))
+"""Size classes of the fused kernels."""
 
 
 class Driver:
@@ -63,15 +75,33 @@ def one_width() -> None:
     foreach.discretize_foreach([nodes, nodes[0]], [(out, in_), (in_, None)], torch.bfloat16)
 
 
+def one_fused_width(rows: int) -> None:
+    """The fused kernels on widths as `resample` draws them; the nodes stay what they are, aligned."""
+    m_out, m_in = 16 * random.randint(1, 300), 16 * random.randint(1, 300)
+    k, n = random.randint(m_out // 2, m_out), random.randint(m_in // 2, m_in)
+    along = (*taps(k, m_out)[:2], *taps(n, m_in)[:2])
+    x, dy = (torch.empty(rows, size, device="meta", dtype=torch.bfloat16) for size in (n, k))
+    nodes = torch.empty(m_out, m_in, device="meta")
+    linear.linear(x, nodes, nodes[:, 0], *along)
+    linear.linear_backward(dy, x, nodes, *along, True, True, True)
+    size = (1, rows)
+    x, dy = (torch.empty(1, channels, *size, device="meta", dtype=torch.bfloat16) for channels in (n, k))
+    nodes, window = nodes[:, :, None, None], ((1, 1), (0, 0), (1, 1))
+    conv.conv(x, nodes, nodes[:, 0, 0, 0], *along, *window)
+    conv.conv_input_gradient(dy, nodes, *along, size, *window)
+    conv.conv_node_gradient(dy, x, nodes, *along, *window, True, True)
+
+
 def main() -> None:
     random.seed(0)
     triton.runtime.driver.set_active(Driver())
     triton.knobs.runtime.jit_cache_hook = stop
-    for module in (discretize, discretize_adjoint, discretize_tap_gradient, foreach):
+    for module in (discretize, discretize_adjoint, discretize_tap_gradient, foreach, linear, conv):
         module.guard = lambda _: contextlib.nullcontext()
-    tiles.processors = foreach.processors = lambda _: 132
-    for _ in range(WIDTHS):
+    tiles.processors = foreach.processors = gemm_axis.processors = lambda _: 132
+    for i in range(WIDTHS):
         one_width()
+        one_fused_width(random.randint(*ROWS[i % len(ROWS)]))
     print(json.dumps({name: len(keys) for name, keys in variants.items()}))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from inn_kernels import gpu, ops
-from inn_kernels.gpu import launch
+from inn_kernels.gpu import compile, gemm_axis, launch, linear
 
 HERE = Path(__file__).parent
 MODULES = ("discretize", "discretize_adjoint", "discretize_tap_gradient", "interpolate", "foreach")
@@ -50,8 +50,27 @@ def test_no_spills_on_sm_90(resources: list[dict[str, str]]) -> None:
     assert all(row["spill_bytes"] == "0" for row in resources if row["target"] == "sm_90")
 
 
+def test_the_kept_table_holds_every_kernel_and_the_page_says_what_it_says() -> None:
+    kept = HERE.parent.parent / "bench" / "results" / "resources.csv"
+    with open(kept, newline="") as file:
+        rows = list(csv.DictReader(file))
+    wanted = [
+        (spec.name, compile.label(spec, config), target)
+        for spec in compile.registry()
+        for config in spec.configs
+        for target in spec.targets
+    ]
+    assert sorted((r["kernel"], r["config"], r["target"]) for r in rows) == sorted(wanted)
+    assert all(row["spill_bytes"] == "0" for row in rows if row["target"] == "sm_90")
+    assert compile.summary(str(kept)) in (HERE.parent.parent / "docs" / "gpu.md").read_text()
+
+
 def test_random_widths_share_variants() -> None:
-    """50 random widths compile each kernel once a size class (wide and narrow) and use, and foreach once in all."""
+    """50 random widths compile each kernel once a size class and use.
+
+    Samplers: wide and narrow; foreach one. Fused kernels: three classes of rows, and for each axis whose points a
+    prologue gathers two of points a node (`contributor_class`: up to 3/4 M points, up to M).
+    """
     done = run(str(HERE / "count_variants.py"))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
@@ -59,7 +78,25 @@ def test_random_widths_share_variants() -> None:
         "discretize_adjoint_kernel": 4,
         "discretize_tap_gradient_kernel": 2,
         "discretize_foreach_kernel": 1,
+        "linear_kernel": 3 * 2,
+        "linear_backward_kernel": 3 * 2 * 2,
+        "conv_kernel": 2 * 3 * 2,  # forward, input gradient
+        "conv_node_gradient_kernel": 2 * 2,  # one class of pixels
     }
+
+
+def test_a_target_takes_what_its_configuration_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launchers and the harness choose by the same call."""
+    config = launch.Config("c", {"BK": 32}, num_warps=8, instead={"gfx942": {"BK": 16, "num_warps": 4}})
+    assert config.on("sm_90") is config
+    assert config.on("gfx942") == launch.Config("c", {"BK": 16}, num_warps=4)
+    x = torch.empty(40, 64)
+    monkeypatch.setattr(gemm_axis, "target_of", lambda device: "gfx942")
+    monkeypatch.setattr(gemm_axis, "fp32_precision", lambda: "tf32")
+    there, _ = gemm_axis.select(linear.FORWARD, x, x, 40)
+    monkeypatch.setattr(gemm_axis, "target_of", lambda device: "sm_90")
+    here, _ = gemm_axis.select(linear.FORWARD, x, x, 40)
+    assert (there.constants["BK"], here.constants["BK"]) == (16, 32)
 
 
 def test_registered() -> None:

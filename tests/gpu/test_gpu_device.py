@@ -63,7 +63,7 @@ def test_offsets_past_2_31() -> None:
     nodes = random((m, n), torch.bfloat16)
     weight = discretize(nodes, *out[:2], *in_[:2], torch.bfloat16)
     assert weight.numel() > 2**31
-    arguments = (nodes, out.start[-9:], out.weight[-9:], *in_[:2], torch.bfloat16)
+    arguments = (nodes[-24:], out.start[-9:] - (m - 24), out.weight[-9:], *in_[:2], torch.bfloat16)
     check(weight[-9:], reference.discretize(*arguments), reference.discretize(*doubled(arguments)))
     value = discretize_adjoint(weight, *out[:2], *in_[:2], m, n, torch.float32)[-4:]
     first = k - 20  # every point that touches the last four nodes

@@ -1,0 +1,206 @@
+"""A ResNet-18-shaped network: what its resize and its training step cost, and what being smaller gains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import integral_nn as inn
+from bench.harness import Runs
+from bench.providers import GRID_TOLERANCE, TOLERANCE, relative_error
+from inn_kernels import taps
+from integral_nn.network import IntegralNetwork
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.short: nn.Module = nn.Identity()
+        if stride > 1 or inputs != width:
+            self.short = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual sum."""
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.short(x))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 for images of any size; `width` 64 and 1000 classes are 11.7 million weights."""
+
+    def __init__(self, width: int = 64, classes: int = 1000) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
+        widths = [width, width, 2 * width, 2 * width, 4 * width, 4 * width, 8 * width, 8 * width]
+        strides = [1, 1, 2, 1, 2, 1, 2, 1]
+        self.blocks = nn.Sequential(*(Block(i, o, s) for i, o, s in zip([width, *widths], widths, strides)))
+        self.head = nn.Linear(8 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        x = F.max_pool2d(F.relu(self.norm(self.stem(x))), 3, 2, 1)
+        return self.head(self.blocks(x).mean((2, 3)))
+
+
+def converted(net: nn.Module, image: int) -> IntegralNetwork:
+    """The network as an integral one, channels in their old order: what is timed does not depend on it."""
+    return inn.convert(net, torch.zeros(1, 3, image, image), permute=False, fold=False)
+
+
+def grid_sample_tensor(nodes: Tensor, shape: torch.Size) -> Tensor:
+    """Nodes at cell centres resized to a weight's shape by grid_sample, inputs weighted by the midpoint rule."""
+
+    def centres(size: int) -> Tensor:
+        return (2 * torch.arange(size, device=nodes.device, dtype=nodes.dtype) + 1) / size - 1
+
+    if nodes.dim() == 1:
+        rows, columns, image = torch.zeros(1, device=nodes.device), centres(shape[0]), nodes[None, None, None]
+    else:
+        rows, columns = centres(shape[0]), centres(shape[1])
+        image = nodes.reshape(*nodes.shape[:2], -1).permute(2, 0, 1).unsqueeze(0)
+    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).unsqueeze(0)
+    sampled = F.grid_sample(image, grid, mode="bicubic", padding_mode="border", align_corners=False)[0]
+    if nodes.dim() == 1:
+        return sampled.flatten()
+    weighted = sampled * torch.full_like(columns, nodes.shape[1] / shape[1])
+    return weighted.permute(1, 2, 0).reshape(shape)
+
+
+def _grid_sampled(model: IntegralNetwork, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    parameters = dict(model.net.named_parameters())
+    return {name: grid_sample_tensor(parameters[name], shape) for name, shape in shapes.items()}
+
+
+def resizes(model: IntegralNetwork, share: float) -> tuple[Runs, dict[str, float], int]:
+    """Every weight of the network at another size, beside copies of the nodes; errors, and bytes that must move."""
+    parameters = list(model.net.parameters())
+    tensors = [*parameters, *model.net.buffers()]
+    there = [t.detach().clone() for t in tensors]
+
+    def resize() -> object:
+        with torch.no_grad():
+            model.resize(share)
+            return model.sampled()
+
+    def resize_anew() -> object:
+        taps._cache.clear()  # a size never seen before: its partition, quadrature and basis are made first
+        return resize()
+
+    def discretize() -> object:
+        model.resize(share)
+        return model.discretize()
+
+    def copy_in_place() -> None:
+        with torch.no_grad():
+            for to, tensor in zip(there, tensors):
+                to.copy_(tensor)
+
+    sampled = {name: value for name, value in resize().items()}  # type: ignore[attr-defined]
+    names = dict(model.net.named_parameters())
+    shapes = {name: value.shape for name, value in sampled.items() if name in names}
+
+    def through_grid_sample() -> object:
+        with torch.no_grad():
+            return _grid_sampled(model, shapes)
+
+    runs: Runs = {
+        "copy": lambda: [t.detach().clone() for t in tensors],
+        "copy in place": copy_in_place,
+        "resize": resize,
+        "resize, new size": resize_anew,
+        "discretize": discretize,
+        "grid_sample": through_grid_sample,
+    }
+    moved = sum(t.numel() * t.element_size() for t in tensors)
+    moved += sum(t.numel() * t.element_size() for t in sampled.values())
+    exact = _exact(model, share)
+    errors = {"copy": 0.0, "copy in place": 0.0}
+    errors["resize"] = max(relative_error(sampled[name], value) for name, value in exact.items())
+    errors["resize, new size"] = errors["discretize"] = errors["resize"]
+    theirs = _grid_sampled(model, shapes)
+    errors["grid_sample"] = max(relative_error(value.detach(), exact[name]) for name, value in theirs.items())
+    return runs, _within(errors), moved
+
+
+def _exact(model: IntegralNetwork, share: float) -> dict[str, Tensor]:
+    wide = copy.deepcopy(model).double()
+    with torch.no_grad():
+        wide.resize(share)
+        return wide.sampled()
+
+
+def _within(errors: dict[str, float], amplified: int = 1) -> dict[str, float]:
+    tolerance = amplified * TOLERANCE[torch.float32]
+    limits = {name: tolerance * (GRID_TOLERANCE if "grid" in name else 1) for name in errors}
+    wrong = {name: error for name, error in errors.items() if not error <= limits[name]}
+    if wrong:
+        raise ArithmeticError(f"errors beyond their tolerance: {wrong}")
+    return errors
+
+
+def steps(
+    model: IntegralNetwork, share: float, batch: int, image: int, compute: torch.dtype = torch.float32
+) -> tuple[Runs, dict[str, float]]:
+    """Training steps at one size: the plain network, ours, and weights through grid_sample. Errors of the outputs."""
+    device = next(model.parameters()).device
+    model.resize(share)
+    model.train()
+    plain = model.discretize().train()
+    shapes = {name: t.shape for name, t in plain.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 3, image, image, generator=generator).to(device)
+
+    def through_grid_sample(x: Tensor) -> Tensor:
+        return functional_call(plain, _grid_sampled(model, shapes), (x,))
+
+    def step(net: Callable[[Tensor], Tensor], holder: nn.Module) -> Callable[[], object]:
+        def run() -> object:
+            with torch.autocast(device.type, compute, enabled=compute != torch.float32):
+                y = net(x)
+            y.float().square().mean().backward()
+            for parameter in holder.parameters():
+                parameter.grad = None
+            return None
+
+        return run
+
+    nets = {"dense": (plain, plain), "auto": (model, model), "grid_sample": (through_grid_sample, model)}
+    wide = model.discretize().double().train()
+    errors = {}
+    with torch.no_grad():
+        exact = wide(x.double())
+        for name, (net, _) in nets.items():
+            errors[name] = relative_error(net(x), exact)
+    # Twenty layers with batch norm amplify what a single one rounds.
+    return {name: step(net, holder) for name, (net, holder) in nets.items()}, _within(errors, amplified=100)
+
+
+def latencies(
+    model: IntegralNetwork, shares: tuple[float, ...], batch: int, image: int, compute: torch.dtype = torch.float32
+) -> Runs:
+    """Inference of the plain networks that `discretize` gives at each share of the widths."""
+    device = next(model.parameters()).device
+    x = torch.randn(batch, 3, image, image, device=device)
+
+    def run(net: nn.Module) -> Callable[[], object]:
+        def forward() -> object:
+            with torch.no_grad(), torch.autocast(device.type, compute, enabled=compute != torch.float32):
+                return net(x)
+
+        return forward
+
+    model.eval()
+    runs: Runs = {}
+    for share in shares:
+        model.resize(share)
+        runs[f"{share:.0%}"] = run(model.discretize())
+    return runs

@@ -1,0 +1,140 @@
+"""The linear layer's dataflows `materialize` and `factored` as one autograd node each, for training on a CPU.
+
+    materialize   W = S_out nodes S_in^T,  y = x W^T + S_out b      factored   x' = x S_in,  y' = x' nodes^T + b
+                                                                               y = y' S_out^T
+                  dx = dy W                                                    dy' = dy S_out,  dx = (dy' nodes) S_in^T
+                  d_nodes = S_out^T (dy^T x) S_in                              d_nodes = dy'^T x'
+                  d_bias = S_out^T sum dy                                      d_bias = sum dy'
+
+The dataflows composed of autograd's own nodes compute the same. What is saved is the time of those nodes, for which a
+small layer pays more than for its kernels, and that of fresh memory (`_product`), for which a large one does.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from inn_kernels import ops
+from inn_kernels.taps import Taps
+from integral_nn.discretize import sample
+from integral_nn.interpolate import interpolate, spread
+
+_FRESH = 32 << 20  # bytes from which glibc's allocator takes fresh pages from the system every time
+
+
+def takes(
+    x: Tensor, nodes: Tensor, bias: Tensor | None, taps: Sequence[Taps | None], compute: torch.dtype, backend: str
+) -> bool:
+    """Whether these nodes run a layer: a training step on a CPU in one dtype, both dimensions continuous and fixed."""
+    return (
+        torch.is_grad_enabled()
+        and backend == "cpp"
+        and nodes.dim() == 2
+        and x.dtype == nodes.dtype == compute
+        and (bias is None or bias.dtype == compute)
+        and not torch.compiler.is_compiling()
+        and all(along is not None and not along.weight.requires_grad for along in taps)
+        and taps[0].weight.dtype == taps[1].weight.dtype  # type: ignore[union-attr]
+    )
+
+
+class Materialized(Function):
+    """y = x W^T + S_out b."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, nodes: Tensor, bias: Tensor | None, *taps: Tensor
+    ) -> Tensor:  # x [B, L], nodes [M_out, M_in], bias [M_out], taps of both
+        weight = ops.discretize(nodes, *taps, x.dtype)
+        sampled = None if bias is None else ops.interpolate(bias, *taps[:2], 0, x.dtype)
+        ctx.save_for_backward(weight, x, nodes, bias, *taps)
+        return F.linear(x, weight, sampled)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple:
+        weight, x, nodes, _, *taps = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _through_autograd(ctx, dy, _materialize)
+        need_x, need_nodes, need_bias = ctx.needs_input_grad[:3]
+        dx = dy @ weight if need_x else None
+        d_nodes = d_bias = None
+        if need_nodes:
+            d_nodes = ops.discretize_adjoint(_product(dy, x), *taps, *nodes.shape, x.dtype)
+        if need_bias:
+            d_bias = ops.spread(dy.sum(0), *taps[:2], nodes.shape[0], 0, x.dtype)
+        return dx, d_nodes, d_bias, *[None] * 4
+
+
+class Factored(Function):
+    """y = (x S_in nodes^T + b) S_out^T."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, nodes: Tensor, bias: Tensor | None, *taps: Tensor) -> Tensor:
+        wide = ops.spread(x, *taps[2:], nodes.shape[1], 1, x.dtype)
+        ctx.save_for_backward(wide, x, nodes, bias, *taps)
+        return ops.interpolate(F.linear(wide, nodes, bias), *taps[:2], 1, x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple:
+        wide, _, nodes, _, *taps = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _through_autograd(ctx, dy, _factor)
+        need_x, need_nodes, need_bias = ctx.needs_input_grad[:3]
+        d_wide = ops.spread(dy, *taps[:2], nodes.shape[0], 1, dy.dtype)
+        dx = ops.interpolate(d_wide @ nodes, *taps[2:], 1, dy.dtype) if need_x else None
+        d_nodes = _product(d_wide, wide) if need_nodes else None
+        return dx, d_nodes, d_wide.sum(0) if need_bias else None, *[None] * 4
+
+
+def _product(dy: Tensor, x: Tensor) -> Tensor:
+    """dy^T x, [B, K] and [B, L] -> [K, L]. A large one goes into huge pages: 512 times fewer faults than by itself."""
+    shape, size = (dy.shape[1], x.shape[1]), dy.shape[1] * x.shape[1] * dy.element_size()
+    if size < _FRESH or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return dy.t() @ x
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.mm(dy.t(), x, out=torch.frombuffer(memory, dtype=dy.dtype).view(shape))
+
+
+def _through_autograd(ctx: Any, dy: Tensor, run: Callable[..., Tensor]) -> tuple:
+    """Gradients that are differentiable themselves: by autograd through the composed dataflow."""
+    _, *inputs = ctx.saved_tensors
+    with torch.enable_grad():
+        y = run(*inputs)
+        wanted = [t for t, need in zip(inputs, ctx.needs_input_grad) if need]
+        found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return tuple(next(found) if need else None for need in ctx.needs_input_grad)
+
+
+def _taps(nodes: Tensor, taps: Sequence[Tensor]) -> tuple[Taps, Taps]:
+    return Taps(taps[0], taps[1], nodes.shape[0]), Taps(taps[2], taps[3], nodes.shape[1])
+
+
+def _materialize(x: Tensor, nodes: Tensor, bias: Tensor | None, *taps: Tensor) -> Tensor:
+    along = _taps(nodes, taps)
+    return F.linear(
+        x, sample(nodes, along, x.dtype, ""), None if bias is None else sample(bias, along[:1], x.dtype, "")
+    )
+
+
+def _factor(x: Tensor, nodes: Tensor, bias: Tensor | None, *taps: Tensor) -> Tensor:
+    out_taps, in_taps = _taps(nodes, taps)
+    return interpolate(F.linear(spread(x, in_taps, 1, x.dtype, ""), nodes, bias), out_taps, 1, x.dtype, "")
+
+
+def linear(
+    x: Tensor, nodes: Tensor, bias: Tensor | None, out_taps: Taps | None, in_taps: Taps | None, dataflow: str
+) -> Tensor:
+    """The layer through the node of a dataflow. x [..., L] -> [..., K]."""
+    assert out_taps is not None and in_taps is not None
+    node = Materialized if dataflow == "materialize" else Factored
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    y = node.apply(rows, nodes, bias, out_taps.start, out_taps.weight, in_taps.start, in_taps.weight)
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
