@@ -35,9 +35,9 @@ paper: $(VENV)/installed  ## the paper's studies: bench/results/*.json, docs/pap
 	$(RUN) examples/classify.py --data fashion --net vgg --results bench/results
 	$(RUN) examples/classify.py --data fashion --net nin --width 24 --widths 1 --results bench/results
 	$(RUN) examples/classify.py --data fashion --net resnet --width 16 --widths 1 --results bench/results
-	for net in srcnn edsr; do $(RUN) examples/superres.py --net $$net --results bench/results || exit 1; done
+	for net in srcnn edsr; do $(RUN) examples/superres.py --net $$net --results bench/results --figures docs/figures || exit 1; done
 	$(RUN) examples/crepe.py --results bench/results/crepe.json
-	$(RUN) examples/figures.py --folder docs/figures
+	$(RUN) examples/figures.py --folder docs/figures --results bench/results
 	$(RUN) -m bench.paper
 
 sanitize: $(VENV)/installed  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer

@@ -1,7 +1,9 @@
 """The scripts on whole networks, each with --quick."""
 
 import importlib.util
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +51,28 @@ def test_crepe(tmp_path):
     table = run(tmp_path, "crepe.py").splitlines()[-5:]
     figures = {line[:30].strip(): float(line[30:]) for line in table}
     assert figures["tuned"] > figures["uniform"]
+
+
+def test_superres(tmp_path):
+    pytest.importorskip("skimage")
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    run(tmp_path, "superres.py", "--net", "edsr")
+    record = json.loads((tmp_path / "runs/quick/superres-edsr.json").read_text())
+    assert record["width"]["discrete, trained as long as INN-init"]["1.00"] > record["floors"]["bicubic"]
+    cut = {way: row["0.40"] for way, row in record["compression"].items()}
+    naive = max(cut["C: L1 norm"], cut["C: random"])
+    assert record["compression"]["A: INN-init"]["0.00"] > cut["A: INN-init"] > naive
+    assert cut["B: tuned"] > naive
+    assert (tmp_path / "runs/quick/superres-edsr-crop.png").stat().st_size < 150_000
+
+
+def test_figures(tmp_path):
+    pytest.importorskip("skimage")
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    printed = run(tmp_path, "figures.py")
+    fixed, separable, non_separable = (float(v) for v in re.findall(r"([\d.]+) dB", printed))
+    assert fixed < separable < non_separable  # at no more parameters
+    for name in ("continuous", "permutation", "reconstruction", "capacity"):
+        assert 0 < (tmp_path / f"figures/quick/{name}.png").stat().st_size < 150_000
