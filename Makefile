@@ -29,16 +29,30 @@ report: $(VENV)/installed  ## docs/bench.md, its figures and README's table from
 	$(RUN) -m bench.report
 
 # Every finished training is kept in runs/: a second call goes on from there. The pictures of clothes are Debian's package
-# dataset-fashion-mnist.
-paper: $(VENV)/installed  ## the paper's studies: bench/results/*.json, docs/paper.md, docs/figures (at most 90 minutes)
-	$(RUN) examples/classify.py --data digits --net vgg --samples 1347 --results bench/results
-	$(RUN) examples/classify.py --data fashion --net vgg --results bench/results
-	$(RUN) examples/classify.py --data fashion --net nin --width 24 --widths 1 --results bench/results
-	$(RUN) examples/classify.py --data fashion --net resnet --width 16 --widths 1 --results bench/results
-	for net in srcnn edsr; do $(RUN) examples/superres.py --net $$net --results bench/results --figures docs/figures || exit 1; done
-	$(RUN) examples/crepe.py --results bench/results/crepe.json
-	$(RUN) examples/figures.py --folder docs/figures --results bench/results
+# dataset-fashion-mnist. One thread each: make -j2 paper for two cores.
+STUDIES := study-digits study-vgg study-nin study-resnet study-srcnn study-edsr study-crepe study-figures
+CLASSIFY := $(RUN) examples/classify.py --results bench/results
+SUPERRES := $(RUN) examples/superres.py --results bench/results --figures docs/figures
+.PHONY: $(STUDIES)
+paper: $(STUDIES)  ## the paper's studies: bench/results/*.json, docs/paper.md, docs/figures (at most 90 minutes)
 	$(RUN) -m bench.paper
+$(STUDIES): $(VENV)/installed
+study-digits:
+	$(CLASSIFY) --data digits --net vgg --samples 1347
+study-vgg:
+	$(CLASSIFY) --data fashion --net vgg
+study-nin:
+	$(CLASSIFY) --data fashion --net nin --width 24 --widths 1
+study-resnet:
+	$(CLASSIFY) --data fashion --net resnet --width 16 --widths 1
+study-srcnn:
+	$(SUPERRES) --net srcnn
+study-edsr:
+	$(SUPERRES) --net edsr
+study-crepe:
+	$(RUN) examples/crepe.py --results bench/results/crepe.json
+study-figures:
+	$(RUN) examples/figures.py --folder docs/figures --results bench/results
 
 sanitize: $(VENV)/installed  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	bash tests/sanitize.sh $(RUN)

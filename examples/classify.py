@@ -166,7 +166,15 @@ def main() -> None:
     options.add_argument("--net", choices=("vgg", "nin", "resnet"), default="vgg")
     options.add_argument("--width", type=int, default=32, help="channels of the first layer")
     options.add_argument("--limit", type=int, default=60000, help="training pictures used")
-    quick = {"steps": 100, "scratch_steps": 100, "tuning": 12, "width": 8, "limit": 1347, "samples": 256}
+    quick = {
+        "steps": 100,
+        "init_steps": 100,
+        "scratch_steps": 100,
+        "tuning": 12,
+        "width": 8,
+        "limit": 1347,
+        "samples": 256,
+    }
     chosen = parse(options, **quick, compressions=(0.0, 0.4), widths=(0.5, 1.0))
     Study(task(chosen), chosen).run()
 

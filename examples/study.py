@@ -30,7 +30,18 @@ from integral_nn.permute import apply_orders
 
 COMPRESSIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
 WIDTHS = (0.25, 0.375, 0.5, 0.75, 1.0)
-SETTINGS = ("steps", "scratch_steps", "lr", "init_lr", "smooth", "init_smooth", "range", "tuning", "samples")
+SETTINGS = (
+    "steps",
+    "init_steps",
+    "scratch_steps",
+    "lr",
+    "init_lr",
+    "smooth",
+    "init_smooth",
+    "range",
+    "tuning",
+    "samples",
+)
 Make = Callable[[dict[str, int]], nn.Module]  # sizes -> a network to score
 STYLES = {"A": "o-", "B": "s--", "C": "x:"}  # of a pipeline's lines
 
@@ -111,7 +122,7 @@ class Study:
         fresh = task.build(1.0)
         net = self.trained("discrete", copy.deepcopy(fresh), options.steps, options.lr)
         ways = self.ways(net, fresh)
-        longer = self.trained("discrete-longer", copy.deepcopy(net), options.steps, options.init_lr)
+        longer = self.trained("discrete-longer", copy.deepcopy(net), options.init_steps, options.init_lr)
         self.cell("width", "discrete, trained as long as INN-init", 1.0, lambda _: longer, {})
         for share in options.compressions:
             for way, make in ways.items():
@@ -138,7 +149,7 @@ class Study:
 
         # Norms are kept for training: random widths need them, and their statistics are measured anew at each size.
         init, scratch = integral(net, fold=False), integral(fresh.eval(), fold=False)
-        self.trained("inn-init", init, options.steps, options.init_lr, options.init_smooth)
+        self.trained("inn-init", init, options.init_steps, options.init_lr, options.init_smooth)
         self.trained("inn", scratch, options.scratch_steps, options.lr, options.smooth)
         tuned = integral(net, quadrature="trapezoid")
         unordered = integral(net, quadrature="trapezoid", permute=False)
@@ -257,7 +268,10 @@ def draw(axes: Any, record: dict[str, Any]) -> None:
 def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """Options that every study has."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--steps", type=int, default=2000, help="of a training; INN-init adds as many")
+    options.add_argument("--steps", type=int, default=2000, help="of a discrete network's training")
+    options.add_argument(
+        "--init-steps", type=int, default=4000, help="of INN-init, and of the discrete network's training on"
+    )
     options.add_argument("--scratch-steps", type=int, default=4000, help="of the training of INN from scratch")
     options.add_argument("--lr", type=float, default=3e-3, help="largest learning rate, from scratch")
     options.add_argument("--init-lr", type=float, default=1e-3, help="largest learning rate of INN-init")

@@ -215,7 +215,7 @@ class SuperResolution(Study):
 
         _, top, left, side = CROP
         full, small = (inn.compressed_sizes(self.model, share) for share in (0.0, SHOWN))
-        steps = self.options.steps
+        steps = self.options.init_steps
         nets = {
             "discrete": self.trained("discrete-longer", self.task.build(1.0), steps, self.options.init_lr),
             "INN": self.found["A: INN-init"](full).discretize(),
@@ -256,13 +256,15 @@ def study(net: Net, options: argparse.Namespace) -> SuperResolution:
 
 def main() -> None:
     """Parse the options and run the study."""
-    options = parser(__doc__, steps=2000, scratch_steps=4000, lr=1e-3, init_smooth=0.01, tuning=150, samples=256)
+    options = parser(
+        __doc__, steps=2000, init_steps=2000, scratch_steps=4000, lr=1e-3, init_smooth=0.01, tuning=150, samples=256
+    )
     options.set_defaults(compressions=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75), widths=(0.5, 1.0))
     options.set_defaults(smooth=None, init_lr=None)  # the network's own
     options.add_argument("--net", choices=NETS, default="srcnn")
     options.add_argument("--plain", action="store_true", help="networks make the picture, not what bicubic misses")
     options.add_argument("--figures", type=Path, help="where the paper's Fig. 7 goes; default: --folder")
-    quick = {"steps": 60, "scratch_steps": 60, "tuning": 8, "samples": 32, "compressions": (0.0, 0.4)}
+    quick = {"steps": 60, "init_steps": 60, "scratch_steps": 60, "tuning": 8, "samples": 32, "compressions": (0.0, 0.4)}
     chosen = parse(options, **quick, widths=(1.0,), figures=None)
     net = NETS[chosen.net]
     for name, value in {"smooth": net.smooth, "init_lr": net.init_lr}.items():
