@@ -254,7 +254,9 @@ def layer_providers(case: Case, names: Sequence[str], device: str = "cpu") -> di
         elif name == "grid_sample":
             provider = Provider(through_grid_sample, x, nodes, bias, exact, loose)
         elif name == "grid_sample, compiled":
-            provider = Provider(torch.compile(through_grid_sample, fullgraph=True, dynamic=False), x, nodes, bias, exact, loose)
+            provider = Provider(
+                torch.compile(through_grid_sample, fullgraph=True, dynamic=False), x, nodes, bias, exact, loose
+            )
         else:
             provider = Provider(integral(name), x, nodes, bias, exact, tolerance)
         found[name] = provider if case.dtype == torch.float32 else _autocast(provider, device, case.dtype)
