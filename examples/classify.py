@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from study import Study, Task, parse, parser
 from torch import Tensor, nn
-from tqdm import tqdm
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -98,31 +98,13 @@ def resnet(w: int, stride: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * w, 10))
 
 
-def train(net: nn.Module, data: Data, steps: int, lr: float, title: str, smooth: float | None = None) -> None:
-    """Adam with a one-cycle rate and shifts by a pixel.
-
-    `smooth`: for an integral network, the weight of its nodes' roughness in the loss. It is trained at random widths
-    (Algorithm 1) at every other step and at full width between, the two partitions of the paper's equation 8.
-    """
+def batch(data: Data, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """128 training pictures, all shifted by up to a pixel, and their labels."""
     x, y = data[:2]
-    draw = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(net.parameters(), lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    net.train()
-    for step in tqdm(range(steps), title, mininterval=2):
-        batch = torch.randint(len(y), (128,), generator=draw)
-        dx, dy = torch.randint(-1, 2, (2,), generator=draw).tolist()
-        if smooth is not None:
-            net.resample(draw) if step % 2 else net.resize(1.0)  # type: ignore[operator]
-        shifted = torch.roll(F.pad(x[batch], (1, 1, 1, 1), value=-0.5), (dy, dx), (2, 3))[:, :, 1:-1, 1:-1]
-        loss = F.cross_entropy(net(shifted), y[batch], label_smoothing=0.05)
-        if smooth is not None:
-            loss = loss + smooth * net.roughness()  # type: ignore[operator]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    net.eval()
+    chosen = torch.randint(len(y), (128,), generator=draw)
+    dx, dy = torch.randint(-1, 2, (2,), generator=draw).tolist()
+    shifted = torch.roll(F.pad(x[chosen], (1, 1, 1, 1), value=-0.5), (dy, dx), (2, 3))[:, :, 1:-1, 1:-1]
+    return shifted, y[chosen]
 
 
 @torch.no_grad()
@@ -140,9 +122,6 @@ def task(options: argparse.Namespace) -> Task:
     net = {"vgg": vgg, "nin": nin, "resnet": resnet}[options.net]
     stride = 1 if options.data == "digits" else 2  # of one layer more, for the larger pictures
 
-    def learn(net: nn.Module, steps: int, lr: float, smooth: float | None, title: str) -> None:
-        train(net, data, steps, lr, title, smooth)
-
     def loss(net: nn.Module, batch: Any) -> Tensor:
         return F.cross_entropy(net(batch[0]), batch[1])
 
@@ -150,7 +129,8 @@ def task(options: argparse.Namespace) -> Task:
         name=f"{options.data}-{options.net}",
         metric="test accuracy [%]",
         build=lambda share: net(round(share * options.width), stride),
-        train=learn,
+        draw=partial(batch, data),
+        criterion=partial(F.cross_entropy, label_smoothing=0.05),
         score=lambda net: accuracy(net, data),
         loss=loss,
         batches=list(zip(x[:few].split(128), y[:few].split(128))),

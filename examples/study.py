@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
+from tqdm import tqdm
 
 import integral_nn as inn
 from integral_nn.permute import apply_orders
@@ -56,8 +57,10 @@ class Task:
     """What `score` returns, as the table and the figure print it."""
     build: Callable[[float], nn.Module]
     """A network with this share of the full width, freshly initialized."""
-    train: Callable[[nn.Module, int, float, float | None, str], None]
-    """Train (network, steps, learning rate, weight of roughness; None for a discrete network, title of the bar)."""
+    draw: Callable[[torch.Generator], tuple[Tensor, Tensor]]
+    """A batch of inputs and targets to train on."""
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    """(outputs, targets) -> what training minimizes."""
     score: Callable[[nn.Module], float]
     """Of a network on the test data; more is better."""
     loss: Callable[[nn.Module, Any], Tensor]
@@ -98,7 +101,7 @@ class Study:
             net.load_state_dict(torch.load(path, weights_only=True))
             return net.eval()
         start = time.perf_counter()
-        self.task.train(net, steps, lr, smooth, f"{self.task.name}: training {key}")
+        train(net, self.task, steps, lr, smooth, f"{self.task.name}: training {key}")
         torch.save(net.state_dict(), path)
         self.record["training_seconds"][key] = round(time.perf_counter() - start)
         self.keep()
@@ -231,6 +234,30 @@ class Study:
         draw(axes, self.record)
         figure.savefig(self.folder / f"{self.task.name}.png", dpi=150)
         plt.close(figure)
+
+
+def train(net: nn.Module, task: Task, steps: int, lr: float, smooth: float | None, title: str) -> None:
+    """Adam with a one-cycle rate.
+
+    `smooth`: for an integral network, the weight of its nodes' roughness in the loss. It is trained at random widths
+    (Algorithm 1) at every other step and at full width between, the two partitions of the paper's equation 8.
+    """
+    draw = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(net.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    net.train()
+    for step in tqdm(range(steps), title, mininterval=2):
+        x, y = task.draw(draw)
+        if smooth is not None:
+            net.resample(draw) if step % 2 else net.resize(1.0)  # type: ignore[operator]
+        loss = task.criterion(net(x), y)
+        if smooth is not None:
+            loss = loss + smooth * net.roughness()  # type: ignore[operator]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    net.eval()
 
 
 def cut(net: nn.Module, model: inn.IntegralNetwork, sizes: dict[str, int], random: bool = False) -> nn.Module:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from study import Make, Study, Task, parse, parser
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import integral_nn as inn
 
@@ -148,30 +148,12 @@ class Net(NamedTuple):
 NETS = {"srcnn": Net(srcnn, 64, 3, True, 24, 0.01, 1e-3), "edsr": Net(edsr, 32, 4, False, 16, 0.05, 3e-4)}
 
 
-def train(net: nn.Module, data: tuple[Tensor, Tensor], steps: int, lr: float, smooth: float | None, title: str) -> None:
-    """Adam with a one-cycle rate, patches turned and mirrored.
-
-    `smooth`: for an integral network, the weight of its nodes' roughness in the loss. It is trained at random widths
-    (Algorithm 1) at every other step and at full width between, the two partitions of the paper's equation 8.
-    """
-    draw = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(net.parameters(), lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    net.train()
-    for step in tqdm(range(steps), title, mininterval=2):
-        batch = torch.randint(len(data[0]), (BATCH,), generator=draw)
-        turns, mirror = torch.randint(4, (2,), generator=draw).tolist()
-        x, y = (torch.rot90(t[batch], turns, (2, 3)).flip(3) if mirror % 2 else t[batch] for t in data)
-        if smooth is not None:
-            net.resample(draw) if step % 2 else net.resize(1.0)  # type: ignore[operator]
-        loss = F.mse_loss(net(x), y)
-        if smooth is not None:
-            loss = loss + smooth * net.roughness()  # type: ignore[operator]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    net.eval()
+def batch(data: tuple[Tensor, Tensor], draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Patches and what the network should make of them, all turned and mirrored alike."""
+    chosen = torch.randint(len(data[0]), (BATCH,), generator=draw)
+    turns, mirror = torch.randint(4, (2,), generator=draw).tolist()
+    x, y = (torch.rot90(t[chosen], turns, (2, 3)).flip(3) if mirror % 2 else t[chosen] for t in data)
+    return x, y
 
 
 @torch.no_grad()
@@ -244,9 +226,10 @@ def study(net: Net, options: argparse.Namespace) -> SuperResolution:
         name=f"superres-{options.net}" + ("-plain" if options.plain else ""),
         metric="PSNR [dB]",
         build=lambda share: net.build(share, options.plain),
-        train=lambda model, steps, lr, smooth, title: train(model, data, steps, lr, smooth, title),
+        draw=partial(batch, data),
+        criterion=F.mse_loss,
         score=lambda model: psnr(model, held_out, net.scale),
-        loss=lambda model, batch: F.mse_loss(model(batch[0]), batch[1]),
+        loss=lambda model, pairs: F.mse_loss(model(pairs[0]), pairs[1]),
         batches=list(zip(data[0][few].split(BATCH), data[1][few].split(BATCH))),
         example=data[0][:2],
         floors={"bicubic": round(floor, 3)},
