@@ -50,7 +50,7 @@ study-srcnn:
 study-edsr:
 	$(SUPERRES) --net edsr
 study-crepe:
-	$(RUN) examples/crepe.py --results bench/results/crepe.json
+	$(RUN) examples/crepe.py --results bench/results
 study-figures:
 	$(RUN) examples/figures.py --folder docs/figures --results bench/results
 

@@ -57,6 +57,29 @@ Band<Accumulator> band_of_nodes(const int32_t* start, const Accumulator* weight,
   return band;
 }
 
+// Whether S is the identity: as many points as nodes, each on its own and unweighted. So it is with all axes of a
+// converted network at full size.
+template <typename Accumulator>
+bool is_identity(const int32_t* start, const Accumulator* weight, int64_t points, int64_t nodes) {
+  if (points != nodes) return false;
+  for (int64_t k = 0; k < points; ++k)
+    for (int64_t t = 0; t < 4; ++t)
+      if (weight[4 * k + t] != Accumulator(start[k] + t == k)) return false;
+  return true;
+}
+
+// Its band, one tap an output.
+template <typename Accumulator>
+Band<Accumulator> identity_band(int64_t size) {
+  Band<Accumulator> band;
+  band.first.resize(size);
+  band.offset.resize(size);
+  for (int64_t k = 0; k < size; ++k) band.first[k] = int32_t(k), band.offset[k] = k;
+  band.count.assign(size, 1);
+  band.weight.assign(size, Accumulator(1));
+  return band;
+}
+
 // First taps lie within `reach` elements, the others of `taps` at strides beyond.
 template <typename Accumulator>
 Access choose_access(int64_t reach, int64_t taps, int64_t stride, const Kernels<Accumulator>& kernels) {

@@ -102,4 +102,26 @@ void banded_product(const Band<Accumulator>* row_band, const Band<Accumulator>& 
   });
 }
 
+// out [outer, outputs, inner] from in [outer, inputs, inner], run by run: the row pass alone, straight to its result.
+template <typename Accumulator>
+void combine_rows(const Band<Accumulator>& band, int64_t outer, int64_t inputs, int64_t inner, const void* in,
+                  Storage in_storage, void* out, Storage out_storage) {
+  if (outer * band.outputs() * inner == 0) return;
+  constexpr int64_t kRun = 2048;        // elements of a run: the inputs of a few outputs stay in the nearest cache
+  constexpr int64_t kBlock = 1 << 16;   // elements of a task, about
+  const auto kernel = instruction_set().kernels<Accumulator>().runs[in_storage][out_storage];
+  const BandView<Accumulator> view = band.view();
+  const int64_t outputs = band.outputs();
+  const int64_t run = std::min(inner, kRun), runs = (inner + run - 1) / run;
+  const int64_t block = std::min(outputs, std::max<int64_t>(16, kBlock / run / 4)), blocks = (outputs + block - 1) / block;
+  parallel_tasks(outer * runs * blocks, block * run * 2, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t o = task / (runs * blocks), j = task / blocks % runs * run, first = task % blocks * block;
+      const char* source = static_cast<const char*>(in) + (o * inputs * inner + j) * bytes_of(in_storage);
+      char* target = static_cast<char*>(out) + ((o * outputs + first) * inner + j) * bytes_of(out_storage);
+      kernel(view, first, std::min(first + block, outputs), source, inner, 0, std::min(run, inner - j), target, inner);
+    }
+  });
+}
+
 }  // namespace inn

@@ -7,19 +7,31 @@
 // the consecutive points whose window covers a node.
 #include "operations.h"
 
+#include <optional>
+
 #include "banded_product.h"
 
 namespace inn {
 namespace {
 
+// The band of a dimension; none where S is the identity and the dimension passes through as it is.
+template <typename Accumulator, typename MakeBand>
+std::optional<Band<Accumulator>> band_unless_identity(const MakeBand& make_band, const Taps& taps, int64_t nodes) {
+  const Accumulator* weight = taps.weight_as<Accumulator>();
+  if (is_identity(taps.start, weight, taps.points, nodes)) return std::nullopt;
+  return make_band(taps.start, weight, taps.points, nodes);
+}
+
 template <typename Accumulator, typename MakeBand>
 void product_with(const MakeBand& make_band, const Taps& out_taps, const Taps& in_taps, int64_t out_nodes,
                   int64_t in_nodes, const Matrix& in, void* out, Storage out_storage) {
-  const Band<Accumulator> rows =
-      make_band(out_taps.start, out_taps.weight_as<Accumulator>(), out_taps.points, out_nodes);
-  const Band<Accumulator> columns =
-      make_band(in_taps.start, in_taps.weight_as<Accumulator>(), in_taps.points, in_nodes);
-  banded_product<Accumulator>(&rows, columns, in, out, out_storage);
+  const auto rows = band_unless_identity<Accumulator>(make_band, out_taps, out_nodes);
+  const auto columns = band_unless_identity<Accumulator>(make_band, in_taps, in_nodes);
+  if (columns)
+    return banded_product<Accumulator>(rows ? &*rows : nullptr, *columns, in, out, out_storage);
+  const int64_t row = in.outer * in.columns * in.inner;
+  combine_rows<Accumulator>(rows ? *rows : identity_band<Accumulator>(in.rows), 1, in.rows, row, in.data, in.storage,
+                            out, out_storage);
 }
 
 Shape resized(const Tensor& tensor, int64_t rows, int64_t columns) {

@@ -113,10 +113,11 @@ void runs(const BandView<Accumulator>& band, int64_t begin, int64_t end, const v
   }
 }
 
-// One output of short_runs in every row: the weights are spread over vectors once.
+// One output of short_runs in every row: the weights are spread over vectors once. Where another output follows that
+// overwrites it, the last vector is stored whole: a masked store costs several.
 template <int FixedCount, typename Accumulator, typename Out>
 inline void combine_short(const Accumulator* weight, int64_t rows, int64_t inner, const Accumulator* source,
-                          int64_t source_stride, Out* out, int64_t out_stride) {
+                          int64_t source_stride, bool overwritten, Out* out, int64_t out_stride) {
   using V = Vector<Accumulator>;
   V spread[FixedCount];
   for (int i = 0; i < FixedCount; ++i) spread[i] = V::broadcast(weight[i]);
@@ -128,7 +129,11 @@ inline void combine_short(const Accumulator* weight, int64_t rows, int64_t inner
     };
     int64_t j = 0;
     for (; j + V::width <= inner; j += V::width) sum_at(j).store(out + j);
-    if (j < inner) sum_at(j).store_partial(out + j, int(inner - j));
+    if (j == inner) continue;
+    if (overwritten)
+      sum_at(j).store(out + j);
+    else
+      sum_at(j).store_partial(out + j, int(inner - j));
   }
 }
 
@@ -136,17 +141,19 @@ template <typename Accumulator, typename Out>
 void short_runs(const BandView<Accumulator>& band, int64_t begin, int64_t end, int64_t rows, int64_t inner,
                 const Accumulator* source_rows, int64_t source_stride, int64_t origin, void* out_rows,
                 int64_t out_stride) {
+  constexpr int64_t width = Vector<Accumulator>::width;
   Out* out = static_cast<Out*>(out_rows);
   for (int64_t o = begin; o < end; ++o, out += inner) {
     const int32_t count = band.count[o];
     const Accumulator* weight = band.weight + band.offset[o];
     const Accumulator* source = source_rows + (band.first[o] - origin) * inner;
+    const bool overwritten = (end - o) * inner >= (inner / width + 1) * width;
     if (count == 4)
-      combine_short<4>(weight, rows, inner, source, source_stride, out, out_stride);
+      combine_short<4>(weight, rows, inner, source, source_stride, overwritten, out, out_stride);
     else if (count == 3)
-      combine_short<3>(weight, rows, inner, source, source_stride, out, out_stride);
+      combine_short<3>(weight, rows, inner, source, source_stride, overwritten, out, out_stride);
     else if (count == 2)
-      combine_short<2>(weight, rows, inner, source, source_stride, out, out_stride);
+      combine_short<2>(weight, rows, inner, source, source_stride, overwritten, out, out_stride);
     else
       for (int64_t row = 0; row < rows; ++row) {
         Out* target = out + row * out_stride;

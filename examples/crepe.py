@@ -106,8 +106,9 @@ def main() -> None:
     """Fill the table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400, help="optimizer steps of each tuning")
-    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
-    parser.add_argument("--results", type=Path, default=Path("crepe.json"), help="finished rows, to resume from")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="where finished rows are kept, to go on from")
+    parser.add_argument("--results", type=Path, help="where the finished table goes as well")
     parser.add_argument("--quick", action="store_true", help="30%% only, few steps, few tones; keeps no results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -124,13 +125,15 @@ def main() -> None:
     converted = inn.convert(net, frames[:2], quadrature="trapezoid", progress=True)
     print(f"{converted.report}\n{converted.axes}\n")
     rows: dict[str, float] = {}
-    if options.results.exists() and not options.quick:
-        rows = json.loads(options.results.read_text())
+    kept = options.folder / "crepe.json"
+    if kept.exists() and not options.quick:
+        rows = json.loads(kept.read_text())
 
     def row(key: str, accuracy: float) -> None:
         rows[key] = accuracy
         if not options.quick:
-            options.results.write_text(json.dumps(rows, indent=2) + "\n")
+            options.folder.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(rows, indent=2) + "\n")
 
     if "full" not in rows:
         row("full", pitch_accuracy(net, test_frames, test_pitch))
@@ -164,6 +167,8 @@ def main() -> None:
     print(f"{'':30}" + "".join(f"{f'{cut:.0%} cut':>10}" for cut in cuts))
     for way in ways:
         print(f"{way:30}" + "".join(f"{rows[f'{way} at {cut:.0%}']:>10.1f}" for cut in cuts))
+    if options.results and not options.quick:
+        (options.results / kept.name).write_text(kept.read_text())
 
 
 if __name__ == "__main__":

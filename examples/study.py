@@ -40,6 +40,7 @@ SETTINGS = (
     "smooth",
     "init_smooth",
     "range",
+    "init_range",
     "tuning",
     "samples",
 )
@@ -148,10 +149,11 @@ class Study:
         task, options = self.task, self.options
 
         def integral(net: nn.Module, **how: Any) -> inn.IntegralNetwork:
-            return inn.convert(net, task.example, size_range=tuple(options.range), **how)
+            return inn.convert(net, task.example, **how)
 
         # Norms are kept for training: random widths need them, and their statistics are measured anew at each size.
-        init, scratch = integral(net, fold=False), integral(fresh.eval(), fold=False)
+        init = integral(net, fold=False, size_range=tuple(options.init_range))
+        scratch = integral(fresh.eval(), fold=False, size_range=tuple(options.range))
         self.trained("inn-init", init, options.init_steps, options.init_lr, options.init_smooth)
         self.trained("inn", scratch, options.scratch_steps, options.lr, options.smooth)
         tuned = integral(net, quadrature="trapezoid")
@@ -295,18 +297,19 @@ def draw(axes: Any, record: dict[str, Any]) -> None:
 def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """Options that every study has."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--steps", type=int, default=2000, help="of a discrete network's training")
+    options.add_argument("--steps", type=int, default=3000, help="of a discrete network's training")
     options.add_argument(
         "--init-steps", type=int, default=4000, help="of INN-init, and of the discrete network's training on"
     )
-    options.add_argument("--scratch-steps", type=int, default=4000, help="of the training of INN from scratch")
+    options.add_argument("--scratch-steps", type=int, default=6000, help="of the training of INN from scratch")
     options.add_argument("--lr", type=float, default=3e-3, help="largest learning rate, from scratch")
     options.add_argument("--init-lr", type=float, default=1e-3, help="largest learning rate of INN-init")
     options.add_argument("--smooth", type=float, default=5.0, help="weight of the nodes' roughness in INN's loss")
     options.add_argument("--init-smooth", type=float, default=0.1, help="the same of INN-init")
     options.add_argument("--range", type=float, nargs=2, default=[0.4, 1.0], help="widths that INN is trained at")
+    options.add_argument("--init-range", type=float, nargs=2, default=[0.6, 1.0], help="the same of INN-init")
     options.add_argument("--tuning", type=int, default=200, help="steps of each tuning of partitions")
-    options.add_argument("--samples", type=int, default=1024, help="training samples the partitions are tuned on")
+    options.add_argument("--samples", type=int, default=2048, help="training samples the partitions are tuned on")
     options.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     options.add_argument("--folder", type=Path, default=Path("runs"), help="where everything is kept")
     options.add_argument("--results", type=Path, help="where the finished table goes as well")

@@ -86,7 +86,9 @@ def make_taps(
     """
     s = node_position(partition.double(), nodes, centred)
     cell = _cell(s.detach(), nodes, centred, partition.dtype)
-    u = _kernel_weights(s - cell, basis)  # [K, 4], nodes cell - 1 .. cell + 2
+    t = s - cell
+    t = t - torch.where(t.abs() <= nodes * 2.0**-48, t, 0.0).detach()  # on a node but for round-off: its value alone
+    u = _kernel_weights(t, basis)  # [K, 4], nodes cell - 1 .. cell + 2
     start = (cell - 1).clamp(0, max(nodes - 4, 0)).to(torch.int32)
     touched = cell.to(torch.int64)[:, None] + torch.arange(-1, 3, device=cell.device)  # [K, 4], may lie outside
     fold = _boundary_matrix(touched, start, nodes, basis.boundary)  # [K, 4 touched, 4 kept]

@@ -169,22 +169,29 @@ class IntegralNetwork(nn.Module):
 
         values: dict[str, Tensor] = {}
         together: dict[str, tuple[Tensor, list[Taps | None]]] = {}  # by one launch
+        vectors: dict[tuple, list[str]] = {}  # alike: the rows of one matrix
         for name, ties in self._ties.items():
             kept = self._calibrated.get(name)
-            tensor = tensors[name]
+            tensor, geometric = tensors[name], name in self._variances
             if kept is not None:
                 values[name] = kept.to(tensor)
-                continue
-            if name in self._variances:  # as a geometric mean: never negative, whatever the kernel overshoots
-                tensor = tensor.clamp(min=_TINY).log()
-            if foreach.can_share(tensor, self.backend) and _plain(ties):
-                together[name] = tensor, _along(tensor, ties, taps)
+            elif foreach.can_share(tensor, self.backend) and _plain(ties):
+                together[name] = _log(tensor) if geometric else tensor, _along(tensor, ties, taps)
+            elif tensor.dim() == 1 and _plain(ties):
+                along = (ties[0].axes[0], ties[0].integrated)
+                vectors.setdefault((*along, geometric, tensor.dtype, tensor.device), []).append(name)
             else:
-                values[name] = _sample(tensor, ties, taps, self.backend)
+                values[name] = _sample(_log(tensor) if geometric else tensor, ties, taps, self.backend)
         if together:
             values |= zip(together, foreach.sample_all(*zip(*together.values())))
-        for name in self._variances - self._calibrated.keys():
+        for name in self._variances & values.keys() - self._calibrated.keys():
             values[name] = values[name].exp()
+        for (axis, integrated, geometric, dtype, device), names in vectors.items():
+            rows = torch.stack([tensors[name] for name in names])
+            backend = dispatch.select_backend(self.backend, device, dtype)
+            rows = _log(rows) if geometric else rows
+            rows = interpolate(rows, taps(axis, integrated, rows), 1, dtype, backend)
+            values |= zip(names, (rows.exp() if geometric else rows).unbind())
         return values
 
     def _reusable(self) -> dict[str, Tensor]:
@@ -336,6 +343,11 @@ class IntegralNetwork(nn.Module):
 def _plain(ties: list[Tie]) -> bool:
     """Whether a tensor lies along one axis a dimension, the first two at most."""
     return all(tie.layout.plain and tie.dim < 2 for tie in ties)
+
+
+def _log(variance: Tensor) -> Tensor:
+    """Variances are sampled as a geometric mean: never negative, whatever the kernel overshoots."""
+    return variance.clamp(min=_TINY).log()
 
 
 def _along(nodes: Tensor, ties: list[Tie], taps: Any) -> list[Taps | None]:
