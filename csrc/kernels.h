@@ -6,6 +6,12 @@
 
 #include <cstdint>
 
+#if defined(_MSC_VER)
+#define INN_INLINE __forceinline
+#else
+#define INN_INLINE inline __attribute__((always_inline))
+#endif
+
 namespace inn {
 
 // Storage types, in the order that the tables of kernels below use.

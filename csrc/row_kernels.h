@@ -114,11 +114,13 @@ void runs(const BandView<Accumulator>& band, int64_t begin, int64_t end, const v
 }
 
 // One output of short_runs in every row: the weights are spread over vectors once. Where another output follows that
-// overwrites it, the last vector is stored whole: a masked store costs several.
-template <int FixedCount, typename Accumulator, typename Out>
-inline void combine_short(const Accumulator* weight, int64_t rows, int64_t inner, const Accumulator* source,
-                          int64_t source_stride, bool overwritten, Out* out, int64_t out_stride) {
+// overwrites it, the last vector is stored whole: a masked store costs several. A length known to the compiler
+// (FixedInner > 0) unrolls the run.
+template <int FixedCount, int FixedInner, typename Accumulator, typename Out>
+INN_INLINE void combine_short(const Accumulator* weight, int64_t rows, int64_t inner, const Accumulator* source,
+                              int64_t source_stride, bool overwritten, Out* out, int64_t out_stride) {
   using V = Vector<Accumulator>;
+  if constexpr (FixedInner > 0) inner = FixedInner;
   V spread[FixedCount];
   for (int i = 0; i < FixedCount; ++i) spread[i] = V::broadcast(weight[i]);
   for (int64_t row = 0; row < rows; ++row, source += source_stride, out += out_stride) {
@@ -137,23 +139,25 @@ inline void combine_short(const Accumulator* weight, int64_t rows, int64_t inner
   }
 }
 
-template <typename Accumulator, typename Out>
-void short_runs(const BandView<Accumulator>& band, int64_t begin, int64_t end, int64_t rows, int64_t inner,
-                const Accumulator* source_rows, int64_t source_stride, int64_t origin, void* out_rows,
-                int64_t out_stride) {
+template <int FixedInner, typename Accumulator, typename Out>
+void short_runs_of(const BandView<Accumulator>& band, int64_t begin, int64_t end, int64_t rows, int64_t inner,
+                   const Accumulator* source_rows, int64_t source_stride, int64_t origin, void* out_rows,
+                   int64_t out_stride) {
+  if constexpr (FixedInner > 0) inner = FixedInner;
   constexpr int64_t width = Vector<Accumulator>::width;
+  const int64_t stored = (inner + width - 1) / width * width;  // elements, by whole vectors
   Out* out = static_cast<Out*>(out_rows);
   for (int64_t o = begin; o < end; ++o, out += inner) {
     const int32_t count = band.count[o];
     const Accumulator* weight = band.weight + band.offset[o];
     const Accumulator* source = source_rows + (band.first[o] - origin) * inner;
-    const bool overwritten = (end - o) * inner >= (inner / width + 1) * width;
+    const bool overwritten = (end - o) * inner >= stored;
     if (count == 4)
-      combine_short<4>(weight, rows, inner, source, source_stride, overwritten, out, out_stride);
+      combine_short<4, FixedInner>(weight, rows, inner, source, source_stride, overwritten, out, out_stride);
     else if (count == 3)
-      combine_short<3>(weight, rows, inner, source, source_stride, overwritten, out, out_stride);
+      combine_short<3, FixedInner>(weight, rows, inner, source, source_stride, overwritten, out, out_stride);
     else if (count == 2)
-      combine_short<2>(weight, rows, inner, source, source_stride, overwritten, out, out_stride);
+      combine_short<2, FixedInner>(weight, rows, inner, source, source_stride, overwritten, out, out_stride);
     else
       for (int64_t row = 0; row < rows; ++row) {
         Out* target = out + row * out_stride;
@@ -163,6 +167,14 @@ void short_runs(const BandView<Accumulator>& band, int64_t begin, int64_t end, i
           combine_run<0>(weight, count, source + row * source_stride, inner, inner, target);
       }
   }
+}
+
+template <typename Accumulator, typename Out>
+void short_runs(const BandView<Accumulator>& band, int64_t begin, int64_t end, int64_t rows, int64_t inner,
+                const Accumulator* source_rows, int64_t source_stride, int64_t origin, void* out_rows,
+                int64_t out_stride) {
+  const auto run = inner == 9 ? short_runs_of<9, Accumulator, Out> : short_runs_of<0, Accumulator, Out>;
+  run(band, begin, end, rows, inner, source_rows, source_stride, origin, out_rows, out_stride);
 }
 
 }  // namespace INN_ISA_NAMESPACE

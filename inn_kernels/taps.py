@@ -54,6 +54,11 @@ class Taps(NamedTuple):
         """K, the number of points."""
         return self.start.shape[0]
 
+    def times(self, multiplier: Tensor | None, dtype: torch.dtype) -> Taps:
+        """With the weights of each point multiplied, and of another dtype."""
+        weight = self.weight if multiplier is None else self.weight * multiplier.to(self.weight.dtype)[:, None]
+        return Taps(self.start, weight.to(dtype), self.nodes)
+
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype sums are kept in: float64 for float64, float32 for everything narrower."""
@@ -92,10 +97,7 @@ def make_taps(
     start = (cell - 1).clamp(0, max(nodes - 4, 0)).to(torch.int32)
     touched = cell.to(torch.int64)[:, None] + torch.arange(-1, 3, device=cell.device)  # [K, 4], may lie outside
     fold = _boundary_matrix(touched, start, nodes, basis.boundary)  # [K, 4 touched, 4 kept]
-    weight = (u.unsqueeze(-1) * fold).sum(1)
-    if multiplier is not None:
-        weight = weight * multiplier.double()[:, None]
-    return Taps(start, weight.to(dtype), nodes)
+    return Taps(start, (u.unsqueeze(-1) * fold).sum(1), nodes).times(multiplier, dtype)
 
 
 def _cell(s: Tensor, nodes: int, centred: bool, dtype: torch.dtype) -> Tensor:
@@ -112,19 +114,12 @@ def _cell(s: Tensor, nodes: int, centred: bool, dtype: torch.dtype) -> Tensor:
 
 def _kernel_weights(t: Tensor, basis: Basis) -> Tensor:
     """u at distances t + 1, t, 1 - t, 2 - t: the weights of the four nodes around a point, for t in [0, 1]."""
-    r = 1 - t
     if basis.kernel == "linear":
-        return torch.stack([torch.zeros_like(t), r, t, torch.zeros_like(t)], -1)
-    a = basis.a
-    return torch.stack(
-        [
-            a * t * r * r,
-            1 + t * t * ((a + 2) * t - (a + 3)),
-            1 + r * r * ((a + 2) * r - (a + 3)),
-            a * r * t * t,
-        ],
-        -1,
-    )
+        return torch.stack([torch.zeros_like(t), 1 - t, t, torch.zeros_like(t)], -1)
+    a, square = basis.a, t * t
+    coefficients = [[0, 1, 0, 0], [a, 0, -a, 0], [-2 * a, -a - 3, 2 * a + 3, a], [a, a + 2, -a - 2, -a]]
+    powers = torch.stack([torch.ones_like(t), t, square, square * t], -1)  # [K, 4]
+    return powers @ torch.tensor(coefficients, dtype=t.dtype, device=t.device)
 
 
 def _boundary_matrix(touched: Tensor, start: Tensor, nodes: int, boundary: str) -> Tensor:
@@ -242,7 +237,11 @@ def taps_for(
     if key is None:
         return _compute(partition, nodes, basis, quadrature, weighted, scale, dtype, device)
     with torch.inference_mode(False), torch.no_grad():
-        taps = _compute(partition, nodes, basis, quadrature, weighted, scale, dtype, device)
+        if isinstance(partition, int) and (weighted or dtype != torch.float64):  # all of a size are made of one
+            plain = taps_for(partition, nodes, basis, quadrature=quadrature, dtype=torch.float64, device=device)
+            taps = plain.times(_multiplier(quadrature, partition, scale, device) if weighted else None, dtype)
+        else:
+            taps = _compute(partition, nodes, basis, quadrature, weighted, scale, dtype, device)
     if type(taps.weight) is Tensor:  # never a tracer's fake
         _remember(key, taps, partition)
     return taps
@@ -258,16 +257,18 @@ def _compute(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Taps:
-    q = None
-    if isinstance(partition, Tensor):
-        q = rules.weights(quadrature, partition) if weighted else None
-    elif weighted:
-        partition, q = rules.rule_for(quadrature, partition, device=device)
-    else:
+    multiplier = _multiplier(quadrature, partition, scale, device) if weighted else None
+    if not isinstance(partition, Tensor):
         partition = rules.partition_for(quadrature, partition, dtype=torch.float64, device=device)
-    multiplier = None if q is None else q.double() * scale
     centred = isinstance(quadrature, str) and quadrature == "midpoint"
     return make_taps(partition, nodes, basis, centred=centred, multiplier=multiplier, dtype=dtype)
+
+
+def _multiplier(quadrature: Quadrature, partition: Partition, scale: float, device: torch.device) -> Tensor:
+    """Quadrature weights times scale. Shape [K]."""
+    if isinstance(partition, Tensor):
+        return rules.weights(quadrature, partition).double() * scale
+    return rules.rule_for(quadrature, partition, device=device)[1].double() * scale
 
 
 # Taps of fixed partitions and the points they were made of, least recently used first. An int partition is its own

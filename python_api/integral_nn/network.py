@@ -9,7 +9,7 @@ the current sizes and runs the module on them, so that its forward method, whate
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -77,6 +77,8 @@ class IntegralNetwork(nn.Module):
         for tie in found.ties:
             if not tie.tensor.startswith("input:"):
                 self._ties.setdefault(tie.tensor, []).append(tie)
+        self._along = {name: _along(ties) for name, ties in self._ties.items()}
+        self._owners = {name: _owner(net, name) for name in self._ties}
         buffers = {name for name, _ in net.named_buffers()}
         self._statistics = [name for name in self._ties if name in buffers]
         self._variances = {name for name in self._statistics if name.endswith("running_var")}
@@ -157,7 +159,6 @@ class IntegralNetwork(nn.Module):
         """Every weight that runs along an axis, at the current sizes, differentiable; by name."""
         made: dict[tuple, Taps] = {}
         axes = self.axes
-        tensors = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
 
         def taps(name: str, integrated: bool, tensor: Tensor) -> Taps:
             wide = arguments.working_dtype(tensor, tensor.dtype)
@@ -167,32 +168,48 @@ class IntegralNetwork(nn.Module):
                 made[key] = axes[name].taps(weighted=integrated, scale=scale, dtype=wide, device=tensor.device)
             return made[key]
 
+        def along_dims(name: str, tensor: Tensor) -> list[Taps | None]:
+            along = self._along[name]
+            assert along is not None
+            return [None if side is None else taps(*side, tensor) for side in along]
+
         values: dict[str, Tensor] = {}
         together: dict[str, tuple[Tensor, list[Taps | None]]] = {}  # by one launch
-        vectors: dict[tuple, list[str]] = {}  # alike: the rows of one matrix
-        for name, ties in self._ties.items():
+        vectors: dict[tuple, dict[str, Tensor]] = {}  # alike: the rows of one matrix
+        for name, tensor in self._tied().items():
             kept = self._calibrated.get(name)
-            tensor, geometric = tensors[name], name in self._variances
+            plain, geometric = self._along[name] is not None, name in self._variances
             if kept is not None:
                 values[name] = kept.to(tensor)
-            elif foreach.can_share(tensor, self.backend) and _plain(ties):
-                together[name] = _log(tensor) if geometric else tensor, _along(tensor, ties, taps)
-            elif tensor.dim() == 1 and _plain(ties):
-                along = (ties[0].axes[0], ties[0].integrated)
-                vectors.setdefault((*along, geometric, tensor.dtype, tensor.device), []).append(name)
+            elif plain and foreach.can_share(tensor, self.backend):
+                together[name] = _log(tensor) if geometric else tensor, along_dims(name, tensor)
+            elif plain and tensor.dim() == 1:
+                alike = (self._along[name], geometric, tensor.dtype, tensor.device, tensor.requires_grad)
+                vectors.setdefault(alike, {})[name] = tensor
             else:
-                values[name] = _sample(_log(tensor) if geometric else tensor, ties, taps, self.backend)
+                tensor = _log(tensor) if geometric else tensor
+                backend = dispatch.select_backend(self.backend, tensor.device, tensor.dtype)
+                if plain:
+                    values[name] = sample(tensor, along_dims(name, tensor), tensor.dtype, backend)
+                else:
+                    values[name] = _sample_segments(tensor, self._ties[name], taps, backend)
         if together:
             values |= zip(together, foreach.sample_all(*zip(*together.values())))
-        for name in self._variances & values.keys() - self._calibrated.keys():
-            values[name] = values[name].exp()
-        for (axis, integrated, geometric, dtype, device), names in vectors.items():
-            rows = torch.stack([tensors[name] for name in names])
-            backend = dispatch.select_backend(self.backend, device, dtype)
+        for name in values:
+            if name in self._variances and name not in self._calibrated:
+                values[name] = values[name].exp()
+        for (_, geometric, dtype, device, _), members in vectors.items():
+            rows = torch.stack(list(members.values()))
             rows = _log(rows) if geometric else rows
-            rows = interpolate(rows, taps(axis, integrated, rows), 1, dtype, backend)
-            values |= zip(names, (rows.exp() if geometric else rows).unbind())
-        return values
+            along = along_dims(next(iter(members)), rows)[0]
+            assert along is not None
+            rows = interpolate(rows, along, 1, dtype, dispatch.select_backend(self.backend, device, dtype))
+            values |= zip(members, (rows.exp() if geometric else rows).unbind())
+        return {name: values[name] for name in self._ties}
+
+    def _tied(self) -> dict[str, Tensor]:
+        """The parameters and buffers that run along an axis, by name."""
+        return {name: getattr(owner, leaf) for name, (owner, leaf) in self._owners.items()}
 
     def _reusable(self) -> dict[str, Tensor]:
         """Sampled weights, kept from the last call in eval mode with gradients off while nothing changed."""
@@ -200,10 +217,10 @@ class IntegralNetwork(nn.Module):
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.sampled()
         axes = tuple(axis.version for axis in self.partitions)
-        tensors = [*self.net.named_parameters(), *self.net.named_buffers()]
-        if any(t.is_inference() for _, t in tensors):
+        tensors = self._tied().values()
+        if any(t.is_inference() for t in tensors):
             return self.sampled()
-        parts = tuple((t.data_ptr(), t._version, t.device, t.dtype) for n, t in tensors if n in self._ties)
+        parts = tuple((t.data_ptr(), t._version, t.device, t.dtype) for t in tensors)
         key = (torch.is_inference_mode_enabled(), self.backend, axes, parts)
         if self._kept is None or self._kept[0] != key:
             self._kept = (key, self.sampled())
@@ -340,9 +357,18 @@ class IntegralNetwork(nn.Module):
         return ", ".join(f"{name}={axis.size}/{axis.nodes}" for name, axis in self.axes.items())
 
 
-def _plain(ties: list[Tie]) -> bool:
-    """Whether a tensor lies along one axis a dimension, the first two at most."""
-    return all(tie.layout.plain and tie.dim < 2 for tie in ties)
+def _along(ties: list[Tie]) -> tuple[tuple[str, bool] | None, ...] | None:
+    """(axis, integrated) of the first two dimensions, as far as there are any; None if it takes more to say."""
+    if not all(tie.layout.plain and tie.dim < 2 for tie in ties):
+        return None
+    by_dim = {tie.dim: (tie.axes[0], tie.integrated) for tie in ties}
+    return tuple(by_dim.get(d) for d in range(2))
+
+
+def _owner(net: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Where a parameter or buffer is found: its module and its name there."""
+    module, _, leaf = name.rpartition(".")
+    return net.get_submodule(module), leaf
 
 
 def _log(variance: Tensor) -> Tensor:
@@ -350,24 +376,14 @@ def _log(variance: Tensor) -> Tensor:
     return variance.clamp(min=_TINY).log()
 
 
-def _along(nodes: Tensor, ties: list[Tie], taps: Any) -> list[Taps | None]:
-    """The taps of such a tensor's first two dimensions."""
-    by_dim = {tie.dim: tie for tie in ties}
-    along = [taps(t.axes[0], t.integrated, nodes) if (t := by_dim.get(d)) else None for d in range(2)]
-    return along[: nodes.dim()]
-
-
-def _sample(nodes: Tensor, ties: list[Tie], taps: Any, backend: str | None) -> Tensor:
-    """One tensor at the points of its axes."""
-    chosen = dispatch.select_backend(backend, nodes.device, nodes.dtype)
-    if _plain(ties):
-        return sample(nodes, _along(nodes, ties, taps), nodes.dtype, chosen)
+def _sample_segments(nodes: Tensor, ties: list[Tie], taps: Callable[..., Taps], backend: str) -> Tensor:
+    """A tensor of any layout at the points of its axes."""
     wide = arguments.working_dtype(nodes, nodes.dtype)
     value = nodes.to(wide)
     for tie in ties:
 
         def along_axis(piece: Tensor, dim: int, axis: str, tie: Tie = tie) -> Tensor:
-            return interpolate(piece, taps(axis, tie.integrated, nodes), dim, wide, chosen)
+            return interpolate(piece, taps(axis, tie.integrated, nodes), dim, wide, backend)
 
         value = tie.layout.sample(value, tie.dim, along_axis)
     return value.to(nodes.dtype)
