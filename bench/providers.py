@@ -8,6 +8,7 @@
 | grid_sample | the authors' dataflow in eager: sample the nodes bicubically on the grid of both partitions, multiply \
 by the quadrature element by element, run the ordinary layer |
 | grid_sample, compiled | the same under torch.compile |
+| TorchIntegral | the authors' package, if it is installed |
 | two products | the separable way with PyTorch alone: two products with dense sampling matrices, the ordinary layer |
 """
 
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import integral_nn as inn
+from bench import torch_integral
 from bench.harness import Runs
 from inn_kernels import cost, dispatch
 from inn_kernels.taps import Taps, taps_for
@@ -199,7 +201,7 @@ def relative_error(value: Tensor, true: Tensor) -> float:
 def layer_names(case: Case, dataflows: Sequence[str], compiled: bool, device: str = "cpu") -> list[str]:
     """The providers of one layer: all but those that would take longer than the case is worth."""
     names = ["dense", "dense, node size", *dataflows]
-    slow = ["two products", "grid_sample"]
+    slow = ["two products", "grid_sample", *([torch_integral.NAME] if torch_integral.installed() else [])]
     names += [name for name in slow if device != "cpu" or _modelled_seconds(name, case) < 2]
     return [*names, "grid_sample, compiled"] if compiled else names
 
@@ -241,6 +243,14 @@ def layer_providers(case: Case, names: Sequence[str], device: str = "cpu") -> di
     def two_products(x: Tensor, nodes: Tensor, bias: Tensor) -> Tensor:
         return plain(x, two_product_weight(nodes, out_matrix, in_matrix), out_matrix @ bias)
 
+    def through_torch_integral() -> Provider:
+        sample, sample_bias = torch_integral.weights(case.nodes, case.points, case.kernel_shape())
+
+        def run(x: Tensor, nodes: Tensor, bias: Tensor) -> Tensor:
+            return plain(x, sample(nodes), sample_bias(bias))
+
+        return Provider(run, x, torch_integral.as_they_keep_it(nodes), bias, exact, loose)
+
     exact, tolerance = integral("materialize"), TOLERANCE[case.dtype]
     loose = GRID_TOLERANCE * tolerance
     found = {}
@@ -253,6 +263,8 @@ def layer_providers(case: Case, names: Sequence[str], device: str = "cpu") -> di
             provider = Provider(two_products, x, nodes, bias, exact, tolerance)
         elif name == "grid_sample":
             provider = Provider(through_grid_sample, x, nodes, bias, exact, loose)
+        elif name == torch_integral.NAME:
+            provider = through_torch_integral()
         elif name == "grid_sample, compiled":
             provider = Provider(
                 torch.compile(through_grid_sample, fullgraph=True, dynamic=False), x, nodes, bias, exact, loose
@@ -271,7 +283,7 @@ def _autocast(provider: Provider, device: str, compute: torch.dtype) -> Provider
     return replace(provider, layer=run)
 
 
-SLOW = ("grid_sample", "grid_sample, compiled", "two products", "grid_sample backward")
+SLOW = ("grid_sample", "grid_sample, compiled", "two products", "grid_sample backward", torch_integral.NAME)
 """Providers that take several times as long as the others, and get rounds of their own."""
 
 
@@ -321,7 +333,7 @@ def counted(name: str, case: Case, training: bool, device: str = "cpu") -> cost.
 def _modelled_seconds(name: str, case: Case) -> float:
     """A step of one of the slow ways on a small CPU, to leave out what would take all the time there is."""
     weights = case.points[0] * case.points[1] * case.offsets
-    return 90e-9 * weights if name == "grid_sample" else counted(name, case, True).flops / 120e9
+    return counted(name, case, True).flops / 120e9 if name == "two products" else 90e-9 * weights
 
 
 # Samplers --------------------------------------------------------------------------------------------------------

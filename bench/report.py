@@ -8,6 +8,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable
 
+from bench import torch_integral
 from bench.harness import RESULTS, ROOT, Row, read_csv
 
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "bench.md"
@@ -218,7 +219,7 @@ def _layers(table: Table, op: str, mode: str, dtype: str, title: str) -> list[st
     shapes = table.shapes(op, mode, dtype)
     if not shapes:
         return []
-    ways = [name for name in (*OURS, "two products", "grid_sample", "grid_sample, compiled")
+    ways = [name for name in (*OURS, "two products", "grid_sample", "grid_sample, compiled", torch_integral.NAME)
             if any(table.get(op, name, mode, shape, dtype) for shape in shapes)]  # fmt: skip
     lines = [
         "",

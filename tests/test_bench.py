@@ -1,8 +1,10 @@
 """The benchmark measures every provider, refuses what is wrong, keeps records honestly, and reports what they say."""
 
 import csv
+import importlib.machinery
 import subprocess
 import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench import __main__ as command  # noqa: E402
-from bench import compare, count, gpu, harness, jobs, networks, providers, report  # noqa: E402
+from bench import compare, count, gpu, harness, jobs, networks, providers, report, torch_integral  # noqa: E402
 
 
 @pytest.fixture
@@ -193,3 +195,65 @@ def test_pytest_benchmark_holds_the_same_numbers(tmp_path):
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert "test_layer[linear 256 nodes at 192, batch 8192 forward auto]" in found.stdout, found.stdout + found.stderr
+
+
+def stand_in_for_torch_integral(monkeypatch):
+    """Modules that answer the calls which the provider makes of TorchIntegral, as its documentation has them."""
+
+    class Grid:
+        def __init__(self, parts):
+            self.parts = parts
+
+        def __call__(self):
+            return [torch.linspace(-1, 1, size) for size in self.parts.values()]
+
+    class Trapezoid:
+        def __init__(self, dims):
+            assert dims == [1]
+
+        def __call__(self, weight, grid):
+            gaps = torch.nn.functional.pad(grid[1].diff(), (1, 1))
+            h = (gaps[1:] + gaps[:-1]) / 2
+            return weight * h.reshape([1, -1] + [1] * (weight.dim() - 2))
+
+    class Weights:
+        def __init__(self, grid, quadrature, size, discrete=None):
+            self.grid, self.quadrature, self.discrete, self.train_volume = grid, quadrature, discrete or [], None
+
+        def __call__(self, planes):
+            rows, *columns = self.grid()
+            columns = columns[0] if columns else torch.zeros(1)
+            points = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], -1)[None]
+            found = torch.nn.functional.grid_sample(planes, points, "bicubic", "border", align_corners=True)[0]
+            if self.quadrature is None:
+                return found.flatten()
+            weight = found.permute(1, 2, 0).reshape(*found.shape[1:], *self.discrete)
+            return self.quadrature(weight, self.grid()) * self.train_volume
+
+    names = {
+        "torch_integral": {},
+        "torch_integral.grid": {
+            "GridND": Grid,
+            "RandomUniformGrid1D": lambda d: d,
+            "UniformDistribution": lambda a, b: a,
+        },
+        "torch_integral.quadrature": {"TrapezoidalQuadrature": Trapezoid},
+        "torch_integral.parametrizations": {},
+        "torch_integral.parametrizations.interpolation_weights": {
+            "GridSampleWeights1D": Weights,
+            "GridSampleWeights2D": Weights,
+        },
+    }
+    for name, contents in names.items():
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize("case", [providers.linear(16, 0.75, 2), providers.conv(8, 3, 6, 2)], ids=["linear", "conv2d"])
+def test_torch_integral_takes_part_where_it_is_installed(bench, case, monkeypatch):
+    assert torch_integral.NAME not in {row.provider for row in bench.layer(case)}
+    stand_in_for_torch_integral(monkeypatch)
+    rows = [row for row in bench.layer(case) if row.provider == torch_integral.NAME]
+    assert [row.mode for row in rows] == ["step", "forward"] and all(row.error < 1e-3 for row in rows)
