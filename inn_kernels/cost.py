@@ -29,7 +29,8 @@ from typing import NamedTuple
 class Machine:
     """Constants of a machine: bytes/s, flop/s, seconds, rows."""
 
-    sampler_bandwidth: float  # discretize and its adjoint, bytes read + written
+    sampler_read_bandwidth: float  # discretize and its adjoint, bytes read
+    sampler_write_bandwidth: float  # and bytes written, into memory that is fresh for every call
     interpolate_bandwidth: float  # interpolate and spread along the last dimension, bytes read + written
     gemm_rate: float  # a GEMM of many rows
     rows_half: float  # rows at which a GEMM reaches half that rate
@@ -41,19 +42,21 @@ class Machine:
     float32_share: float = 1.0  # of the three rates that float32 operands reach, where rates are bfloat16's
 
 
-# Rounded from `calibrate` on two cores of an AMD EPYC (Zen 5), the first two and rows_half lowered to what they are
-# within a step, where other operations empty the caches; and a model of an H100 that no GPU has confirmed yet.
+# Fitted to the times of whole layers on two cores of an AMD EPYC (Zen 5), in which operations find each other's data in
+# the caches; and a model of an H100 that no GPU has confirmed yet.
 CPU = Machine(
-    sampler_bandwidth=24e9,
-    interpolate_bandwidth=30e9,
-    gemm_rate=180e9,
-    rows_half=24,
-    gemm_bandwidth=40e9,
-    convolution_rate=350e9,
-    launch=15e-6,
+    sampler_read_bandwidth=41e9,
+    sampler_write_bandwidth=14e9,
+    interpolate_bandwidth=200e9,
+    gemm_rate=155e9,
+    rows_half=28,
+    gemm_bandwidth=28e9,
+    convolution_rate=270e9,
+    launch=13e-6,
 )
 GPU = Machine(
-    sampler_bandwidth=2.4e12,
+    sampler_read_bandwidth=2.4e12,
+    sampler_write_bandwidth=2.4e12,
     interpolate_bandwidth=2.4e12,
     gemm_rate=640e12,
     rows_half=0,
@@ -104,17 +107,16 @@ def dense(s: Shape, machine: Machine) -> Cost:
     weights = s.out_points * s.in_points * s.offsets
     parts = [(3 if s.training else 1, _gemm(s, weights, s.in_points, s.out_points, machine))]
     if s.node_bytes != s.value_bytes:
-        moved = weights * (s.node_bytes + s.value_bytes)
-        parts.append((2 if s.training else 1, Cost(moved, 0, 1, moved / machine.sampler_bandwidth + machine.launch)))
+        parts.append((1, _pass(weights * s.node_bytes, weights * s.value_bytes, s.training, machine)))
     return _total(*parts)
 
 
 def _materialize(s: Shape, machine: Machine) -> Cost:
     weights = s.out_points * s.in_points * s.offsets
     passes = 2 if s.training else 1
-    moved = s.out_nodes * s.in_nodes * s.offsets * s.node_bytes + weights * s.value_bytes
-    sampling = Cost(moved, 0, 1, moved / machine.sampler_bandwidth + machine.launch)
-    return _total((passes, sampling), (2 * passes - 1, _gemm(s, weights, s.in_points, s.out_points, machine)))
+    nodes = s.out_nodes * s.in_nodes * s.offsets
+    sampling = _pass(nodes * s.node_bytes, weights * s.value_bytes, s.training, machine)
+    return _total((1, sampling), (2 * passes - 1, _gemm(s, weights, s.in_points, s.out_points, machine)))
 
 
 def _factored(s: Shape, machine: Machine) -> Cost:
@@ -125,8 +127,7 @@ def _factored(s: Shape, machine: Machine) -> Cost:
     along = Cost(moved, 0, 2, moved / machine.interpolate_bandwidth + 2 * machine.launch)
     parts = [(passes, along), (2 * passes - 1, _gemm(s, nodes, s.in_nodes, s.out_nodes, machine))]
     if s.node_bytes != s.value_bytes:
-        moved = nodes * (s.node_bytes + s.value_bytes)
-        parts.append((passes, Cost(moved, 0, 1, moved / machine.sampler_bandwidth + machine.launch)))
+        parts.append((1, _pass(nodes * s.node_bytes, nodes * s.value_bytes, s.training, machine)))
     return _total(*parts)
 
 
@@ -148,6 +149,16 @@ def _fused(s: Shape, machine: Machine) -> Cost:
         return forward
     backward = launches(2 if s.convolution else 1, 2, 2, 2 * (channels_in + channels_out))
     return _total((1, forward), (1, backward))
+
+
+def _pass(read: int, written: int, training: bool, machine: Machine) -> Cost:
+    """A pass over memory and, training, the one back."""
+
+    def one(read: int, written: int) -> Cost:
+        seconds = read / machine.sampler_read_bandwidth + written / machine.sampler_write_bandwidth
+        return Cost(read + written, 0, 1, seconds + machine.launch)
+
+    return _total((1, one(read, written)), (1 if training else 0, one(written, read)))
 
 
 def _gemm(s: Shape, weights: int, in_channels: int, out_channels: int, machine: Machine) -> Cost:

@@ -12,7 +12,8 @@ from inn_kernels import cost, dispatch, ops
 from inn_kernels.cost import Shape
 
 MACHINE = cost.Machine(
-    sampler_bandwidth=2.0,
+    sampler_read_bandwidth=2.0,
+    sampler_write_bandwidth=2.0,
     interpolate_bandwidth=3.0,
     gemm_rate=5.0,
     rows_half=7.0,
@@ -120,7 +121,8 @@ def test_calibration_measures_what_it_says(monkeypatch):
         (1, k), (k, k), (m, m), (rows, k), (1, m), (few, m), (rows, m), (batch, channels, side, side),
     ]  # fmt: skip
     assert found == cost.Machine(
-        sampler_bandwidth=2 * 4 * (m * m + k * k),
+        sampler_read_bandwidth=pytest.approx(2 * 4 * (m * m + k * k)),
+        sampler_write_bandwidth=pytest.approx(2 * 4 * (m * m + k * k)),
         interpolate_bandwidth=2 * 4 * rows * (m + k),
         gemm_rate=2 * 2 * rows * m * m,
         rows_half=rows - few,  # as slow as all rows
@@ -130,6 +132,15 @@ def test_calibration_measures_what_it_says(monkeypatch):
     )
 
 
+def test_reading_and_writing_are_told_apart():
+    read, written = 40e9, 10e9
+    times = [a / read + b / written for a, b in ((4000, 1000), (1000, 4000))]
+    assert dispatch._read_and_write_rates(4000, 1000, *times) == pytest.approx((read, written))
+    assert dispatch._read_and_write_rates(4000, 1000, 1.0, 5.0)[0] == pytest.approx(
+        8 * 10000 / 6.0
+    )  # less than nothing
+
+
 def test_calibration_takes_a_gpus_constants_too(monkeypatch):
     """The GPU's part, its tensors on the CPU: bfloat16 work, the fused kernels and float32's share of the rate."""
     randn, taps_for = torch.randn, dispatch.taps_for
@@ -137,7 +148,9 @@ def test_calibration_takes_a_gpus_constants_too(monkeypatch):
     monkeypatch.setattr(dispatch, "taps_for", lambda *arguments, device, **options: taps_for(*arguments, **options))
     times = iter([1.0] * 8 + [0.5, 2.0, 9.0, 1.0])  # fused few, fused many, float32 with its cast, the cast
     found = dispatch.calibrate("cuda", dispatch.Sizes(24, 18, 7, 3, (2, 5, 4)), lambda run, *_: (run(), next(times))[1])
-    assert found.sampler_bandwidth == 4 * 24**2 + 2 * 18**2 and found.gemm_bandwidth == 2 * 24**2
+    assert found.sampler_read_bandwidth == pytest.approx(4 * 24**2 + 2 * 18**2)
+    assert found.sampler_write_bandwidth == pytest.approx(4 * 24**2 + 2 * 18**2)
+    assert found.gemm_bandwidth == 2 * 24**2
     assert (found.fused_bandwidth, found.fused_rate) == (4 * 24**2 / 0.5, 2 * 7 * 24**2 / 2.0)
     assert found.float32_share == 1 / 8
 
