@@ -197,17 +197,19 @@ class Study:
         return model
 
     def tuned(self, model: inn.IntegralNetwork, sizes: dict[str, int]) -> nn.Module:
-        """A converted network at other sizes, its points tuned."""
+        """A network at other sizes, its points tuned; each from the same start, whatever was tuned before."""
+        model = copy.deepcopy(model)
         steps = self.options.tuning if sizes != self.sizes(1.0) else 0
         inn.tune_partitions(model, self.task.loss, self.task.batches, sizes=sizes, steps=steps, lr=0.02)
         return model
 
     def retune(self, model: inn.IntegralNetwork) -> Make:
         """A trained integral network at other sizes, its points tuned there."""
-        return lambda sizes: self.tuned(self.resized(copy.deepcopy(model), sizes), sizes)
+        return lambda sizes: self.tuned(self.resized(model, sizes), sizes)
 
     def bent(self, model: inn.IntegralNetwork, sizes: dict[str, int]) -> nn.Module:
         """A converted network at other sizes, its points placed by the curvature of the nodes."""
+        model = copy.deepcopy(model)
         inn.tune_partitions(model, sizes=sizes)
         return model
 

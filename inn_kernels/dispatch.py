@@ -251,7 +251,7 @@ def calibrate(device: str = "cpu", sizes: Sizes | None = None, clock: Clock | No
 def _read_and_write_rates(nodes: int, weight: int, sample: float, gather: float) -> tuple[float, float]:
     """Bytes a second read and written, from the times of a pass that reads `nodes` and writes `weight` and its reverse.
 
-    Two equations with two unknowns; a clock's noise may ask for a rate without end, which is held to eight times the mean.
+    Two equations with two unknowns. A clock's noise may ask for a rate without end: it is held to eight times the mean.
     """
     mean = (sample + gather) / (2 * (nodes + weight))  # seconds a byte
     determinant = nodes**2 - weight**2
