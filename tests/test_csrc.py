@@ -191,6 +191,33 @@ def layouts(x):
     yield "offset", torch.cat([x[:1], x])[1:]
 
 
+@pytest.mark.parametrize("rest", [(), (3, 3), (5,)], ids=str)
+@pytest.mark.parametrize("dtype, out_dtype", DTYPES, ids=str)
+def test_identities_pass_through(rest, dtype, out_dtype):
+    """As many points as nodes, each on its own: nothing is computed, on either side, and nothing is aliased."""
+    torch.manual_seed(0)
+    weight = torch.tensor([[0.0, 1, 0, 0]] * 8, dtype=accumulator(dtype))
+    start = torch.arange(-1, 7, dtype=torch.int32).clamp(0, 4)
+    for k in range(8):
+        weight[k] = torch.eye(4)[k - int(start[k])]
+    other = make_taps(5, 11, "random", accumulator(dtype))
+    square, wide, tall = (torch.randn(*shape, *rest).to(dtype) for shape in ((8, 8), (8, 11), (11, 8)))
+    found = ops.discretize(square, start, weight, start, weight, out_dtype)
+    assert torch.equal(found, square.to(out_dtype)) and found.data_ptr() != square.data_ptr()
+    adjoint = ops.discretize_adjoint(square, start, weight, start, weight, 8, 8, out_dtype)
+    assert torch.equal(adjoint, square.to(out_dtype))
+    rows = ops.discretize(wide, start, weight, *other, out_dtype)
+    assert torch.equal(rows, ops.interpolate(wide, *other, 1, out_dtype))
+    columns = ops.discretize(tall, *other, start, weight, out_dtype)
+    assert torch.equal(columns, ops.interpolate(tall, *other, 0, out_dtype))
+    if len(rest) == 2:
+        last = square.to(memory_format=torch.channels_last)
+        found = ops.discretize(last, start, weight, start, weight, out_dtype)
+        assert torch.equal(found, square.to(out_dtype)) and found.is_contiguous(memory_format=torch.channels_last)
+    square[2, 3] = float("nan")
+    assert int(ops.discretize(square, start, weight, start, weight, out_dtype).isnan().sum()) == square[2, 3].numel()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_layouts_give_the_same_bits(dtype):
     taps = *make_taps(13, 20, dtype=accumulator(dtype)), *make_taps(43, 37, dtype=accumulator(dtype))

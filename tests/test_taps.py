@@ -83,6 +83,24 @@ def test_nodes_are_interpolated(nodes, a):
     torch.testing.assert_close(common.dense_taps(start, weight, nodes), torch.eye(nodes).double(), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("quadrature", ["midpoint", "trapezoid"])
+def test_as_many_points_as_nodes_are_exactly_on_them(quadrature):
+    """Whatever round-off a position has, a full-size weight is its nodes bit for bit."""
+    for nodes in (5, 7, 24, 48, 96, 100, 576, 1000, 2047):
+        found = taps_for(nodes, nodes, quadrature=quadrature)
+        assert torch.equal(common.dense_taps(*found).double(), torch.eye(nodes).double())
+
+
+def test_points_on_a_node_keep_their_slope():
+    points = torch.linspace(0, 1, 25, dtype=torch.float64).requires_grad_()
+    wave = torch.linspace(0, 3, 25, dtype=torch.float64).sin()
+    (slope,) = torch.autograd.grad((common.dense_taps(*make_taps(points, 25)) @ wave).sum(), points)
+    h = 1e-6
+    moved = [common.dense_taps(*make_taps(points.detach()[5:20] + d, 25)) @ wave for d in (h, -h)]
+    # the second derivative jumps on nodes: differences err by some h M^2
+    torch.testing.assert_close(slope[5:20], (moved[0] - moved[1]) / (2 * h), rtol=1e-4, atol=0)
+
+
 def test_keys_is_exact_on_quadratics():
     p = common.partition("random", 41)
     for centred in (False, True):
