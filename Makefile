@@ -44,7 +44,7 @@ study-vgg:
 study-nin:
 	$(CLASSIFY) --data fashion --net nin --width 24 --widths 1
 study-resnet:
-	$(CLASSIFY) --data fashion --net resnet --width 16 --widths 1
+	$(CLASSIFY) --data fashion --net resnet --width 16 --widths 1 --scratch-steps 10000
 study-srcnn:
 	$(SUPERRES) --net srcnn
 study-edsr:
