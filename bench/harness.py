@@ -55,7 +55,7 @@ class Row:
         return self.op, self.provider, self.mode, self.shape, self.dtype
 
 
-def paired_times(providers: Runs, seconds: float, least: int = 7, warm: int = 2) -> Times:
+def paired_times(providers: Runs, seconds: float, least: int = 11, warm: int = 2) -> Times:
     """Seconds of each provider in each round; rounds go on until `seconds` are spent, at least `least` of them."""
     for run in providers.values():  # warm up: caches, allocator, lazily created primitives
         for _ in range(warm):
