@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench import __main__ as command  # noqa: E402
 from bench import compare, count, gpu, harness, jobs, networks, providers, report, torch_integral  # noqa: E402
+from inn_kernels import ops  # noqa: E402
 
 
 @pytest.fixture
@@ -60,7 +61,9 @@ def test_rows_of_a_layer(bench, case):
     by = {(r.provider, r.mode): r for r in rows}
     weights = case.points[0] * case.points[1] * case.offsets
     assert by["dense", "forward"].flops == 2 * case.batch * max(case.image, 1) ** 2 * weights
-    assert by["grid_sample", "step"].launches > by["auto", "step"].launches > by["dense", "step"].launches
+    assert by["auto", "step"].launches > by["dense", "step"].launches
+    if ops.compiled_missing is None:
+        assert by["grid_sample", "step"].launches > by["auto", "step"].launches
 
 
 def test_sampler_rows_share_a_copys_bandwidth(bench, case):
