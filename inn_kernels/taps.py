@@ -116,10 +116,15 @@ def _kernel_weights(t: Tensor, basis: Basis) -> Tensor:
     """u at distances t + 1, t, 1 - t, 2 - t: the weights of the four nodes around a point, for t in [0, 1]."""
     if basis.kernel == "linear":
         return torch.stack([torch.zeros_like(t), 1 - t, t, torch.zeros_like(t)], -1)
-    a, square = basis.a, t * t
-    coefficients = [[0, 1, 0, 0], [a, 0, -a, 0], [-2 * a, -a - 3, 2 * a + 3, a], [a, a + 2, -a - 2, -a]]
-    powers = torch.stack([torch.ones_like(t), t, square, square * t], -1)  # [K, 4]
-    return powers @ torch.tensor(coefficients, dtype=t.dtype, device=t.device)
+    a, t = basis.a, t[:, None]
+    coefficients = [
+        [0, 1, 0, 0],
+        [a, 0, -a, 0],
+        [-2 * a, -a - 3, 2 * a + 3, a],
+        [a, a + 2, -a - 2, -a],
+    ]  # of 1, t, t^2, t^3
+    one, first, second, third = torch.tensor(coefficients, dtype=t.dtype, device=t.device)
+    return torch.addcmul(one, t, torch.addcmul(first, t, torch.addcmul(second, t, third)))
 
 
 def _boundary_matrix(touched: Tensor, start: Tensor, nodes: int, boundary: str) -> Tensor:
