@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 import integral_nn as inn
 from inn_kernels import ops
@@ -85,3 +86,27 @@ def test_what_the_node_does_not_take():
         inn.integral_linear(x.double(), nodes, None, 7, 9, dataflow="materialize"),
     ):
         assert "Materialized" not in str(y.grad_fn)
+
+
+@pytest.mark.parametrize("dataflow", ["materialize", "factored"])
+def test_a_graph_may_be_run_again(dataflow):
+    """The first backward pass has used the sampled weight's memory for something else."""
+    x, nodes, bias = tensors((3,), True)
+    y = layer(x, nodes, bias, dataflow).sin().sum()
+    first = torch.autograd.grad(y, (x, nodes, bias), retain_graph=True)
+    second = torch.autograd.grad(y, (x, nodes, bias), retain_graph=True)
+    (alone,) = torch.autograd.grad(y, x, retain_graph=True)
+    doubled = torch.autograd.grad(y, (x, nodes), create_graph=True)
+    for got, want in zip((*second, alone, *doubled), (*first, first[0], *first[:2])):
+        torch.testing.assert_close(got, want, rtol=2e-6, atol=2e-6)
+
+
+def test_checkpointing_and_hooks_on_what_is_saved():
+    x, nodes, bias = tensors((3,), True)
+    want = torch.autograd.grad(layer(x, nodes, bias, "materialize").sin().sum(), (x, nodes, bias))
+    again = torch.utils.checkpoint.checkpoint(layer, x, nodes, bias, "materialize", use_reentrant=False)
+    with torch.autograd.graph.save_on_cpu():
+        moved = layer(x, nodes, bias, "materialize").sin().sum()
+    for y in (again.sin().sum(), moved):
+        for got, true in zip(torch.autograd.grad(y, (x, nodes, bias)), want):
+            torch.testing.assert_close(got, true)

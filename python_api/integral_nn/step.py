@@ -7,7 +7,8 @@
                   d_bias = S_out^T sum dy                                      d_bias = sum dy'
 
 The dataflows composed of autograd's own nodes compute the same. What is saved is the time of those nodes, for which a
-small layer pays more than for its kernels, and that of fresh memory (`_product`), for which a large one does.
+small layer pays more than for its kernels, and that of fresh memory (`_product`; a weight's gradient takes the weight's
+place), for which a large one does.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Materialized(Function):
         weight = ops.discretize(nodes, *taps, x.dtype)
         sampled = None if bias is None else ops.interpolate(bias, *taps[:2], 0, x.dtype)
         ctx.save_for_backward(weight, x, nodes, bias, *taps)
+        ctx.spent = False
         return F.linear(x, weight, sampled)
 
     @staticmethod
@@ -63,10 +65,14 @@ class Materialized(Function):
         if torch.is_grad_enabled():
             return _through_autograd(ctx, dy, _materialize)
         need_x, need_nodes, need_bias = ctx.needs_input_grad[:3]
+        if ctx.spent:
+            weight = ops.discretize(nodes, *taps, x.dtype)
         dx = dy @ weight if need_x else None
         d_nodes = d_bias = None
         if need_nodes:
-            d_nodes = ops.discretize_adjoint(_product(dy, x), *taps, *nodes.shape, x.dtype)
+            ctx.spent = True  # the gradient goes into the weight's memory; a second backward pass samples it anew
+            d_weight = torch.mm(dy.t(), x, out=weight.data)  # which autograd need not know of
+            d_nodes = ops.discretize_adjoint(d_weight, *taps, *nodes.shape, x.dtype)
         if need_bias:
             d_bias = ops.spread(dy.sum(0), *taps[:2], nodes.shape[0], 0, x.dtype)
         return dx, d_nodes, d_bias, *[None] * 4
