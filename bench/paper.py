@@ -170,8 +170,11 @@ def draw(records: dict[str, Record]) -> None:
     for axes, record in zip(grid.flat, shown):
         study.draw(axes, record)
         axes.set_title(STUDIES[record["name"]][0], fontsize=9)
+        axes.get_legend().remove()
     for axes in grid.flat[len(shown) :]:
         axes.axis("off")
+    lines = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels())}
+    grid.flat[-1].legend(lines.values(), lines.keys(), loc="center", frameon=False)
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, dpi=90, metadata={"Software": None})
 
