@@ -75,7 +75,7 @@ def extensions():
     flags = ["-std=c++17", "-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"]
     link = []
     if os.environ.get("INN_KERNELS_SANITIZE") == "1":
-        sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-O1"]  # compiles in a fraction of the time
+        sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-O1"]  # compiles sooner
         flags = [*flags, *sanitize, "-g"]
         link += sanitize
     for path in include_paths():
