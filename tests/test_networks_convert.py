@@ -389,3 +389,18 @@ def test_attention_with_fast_path():
     assert model.found.specs.keys() == {"1.linear1"}
     model.resize(0.5)
     assert error(model, model.discretize(), (x,)) <= 1e-5
+
+
+def test_a_module_replaced_after_the_conversion_is_the_one_that_runs():
+    """As `convert_sync_batchnorm` does: what was there at the conversion must not be sampled on."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 2, 1)).eval()
+    x = torch.randn(2, 3, 6, 6)
+    model = inn.convert(net, x, fold=False, permute=False).eval()
+    other = copy.deepcopy(model.net[1])
+    torch.nn.init.normal_(other.weight)
+    other.running_mean = torch.randn(8)
+    model.net[1] = other
+    want = copy.deepcopy(net)
+    want[1].load_state_dict(other.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), want(x), rtol=1e-5, atol=1e-5)

@@ -78,7 +78,10 @@ class IntegralNetwork(nn.Module):
             if not tie.tensor.startswith("input:"):
                 self._ties.setdefault(tie.tensor, []).append(tie)
         self._along = {name: _along(ties) for name, ties in self._ties.items()}
-        self._owners = {name: _owner(net, name) for name in self._ties}
+        self._places: dict[tuple[str, ...], list[tuple[str, str]]] = {}  # path of a module: names, and names within it
+        for name in self._ties:
+            *path, leaf = name.split(".")
+            self._places.setdefault(tuple(path), []).append((name, leaf))
         buffers = {name for name, _ in net.named_buffers()}
         self._statistics = [name for name in self._ties if name in buffers]
         self._variances = {name for name in self._statistics if name.endswith("running_var")}
@@ -208,8 +211,14 @@ class IntegralNetwork(nn.Module):
         return {name: values[name] for name in self._ties}
 
     def _tied(self) -> dict[str, Tensor]:
-        """The parameters and buffers that run along an axis, by name."""
-        return {name: getattr(owner, leaf) for name, (owner, leaf) in self._owners.items()}
+        """The parameters and buffers that run along an axis, by name; of the modules that are there now."""
+        tensors: dict[str, Tensor] = {}
+        for path, names in self._places.items():
+            module = self.net
+            for part in path:
+                module = getattr(module, part)
+            tensors |= {name: getattr(module, leaf) for name, leaf in names}
+        return tensors
 
     def _reusable(self) -> dict[str, Tensor]:
         """Sampled weights, kept from the last call in eval mode with gradients off while nothing changed."""
@@ -363,12 +372,6 @@ def _along(ties: list[Tie]) -> tuple[tuple[str, bool] | None, ...] | None:
         return None
     by_dim = {tie.dim: (tie.axes[0], tie.integrated) for tie in ties}
     return tuple(by_dim.get(d) for d in range(2))
-
-
-def _owner(net: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Where a parameter or buffer is found: its module and its name there."""
-    module, _, leaf = name.rpartition(".")
-    return net.get_submodule(module), leaf
 
 
 def _log(variance: Tensor) -> Tensor:
