@@ -13,4 +13,6 @@ STABLE_TORCH_LIBRARY_IMPL(inn_kernels, CPU, m) {
   m.impl("interpolate", TORCH_BOX(&inn::interpolate));
   m.impl("spread", TORCH_BOX(&inn::spread));
   m.impl("interpolate_tap_gradient", TORCH_BOX(&inn::interpolate_tap_gradient));
+  m.impl("discretize_foreach", TORCH_BOX(&inn::discretize_foreach));
+  m.impl("discretize_foreach_adjoint", TORCH_BOX(&inn::discretize_foreach_adjoint));
 }

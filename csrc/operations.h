@@ -2,6 +2,7 @@
 #pragma once
 
 #include <tuple>
+#include <vector>
 
 #include "tensors.h"
 
@@ -24,5 +25,13 @@ Tensor spread(const Tensor& x, const Tensor& start, const Tensor& weight, int64_
               ScalarType dtype);
 
 Tensor interpolate_tap_gradient(const Tensor& x, const Tensor& grad, const Tensor& start, int64_t dim);
+
+std::vector<Tensor> discretize_foreach(std::vector<Tensor> nodes, std::vector<Tensor> start,
+                                       std::vector<Tensor> weight, std::vector<int64_t> out, std::vector<int64_t> in,
+                                       ScalarType dtype);
+
+std::vector<Tensor> discretize_foreach_adjoint(std::vector<Tensor> grads, std::vector<Tensor> start,
+                                               std::vector<Tensor> weight, std::vector<int64_t> nodes,
+                                               std::vector<int64_t> out, std::vector<int64_t> in, ScalarType dtype);
 
 }  // namespace inn

@@ -26,6 +26,10 @@ _SCHEMAS = (
     "interpolate(Tensor x, Tensor start, Tensor weight, int dim, ScalarType dtype) -> Tensor",
     "spread(Tensor x, Tensor start, Tensor weight, SymInt nodes, int dim, ScalarType dtype) -> Tensor",
     "interpolate_tap_gradient(Tensor x, Tensor grad, Tensor start, int dim) -> Tensor",
+    "discretize_foreach(Tensor[] nodes, Tensor[] start, Tensor[] weight, int[] out, int[] in_, ScalarType dtype) "
+    "-> Tensor[]",
+    "discretize_foreach_adjoint(Tensor[] grads, Tensor[] start, Tensor[] weight, SymInt[] nodes, int[] out, int[] in_, "
+    "ScalarType dtype) -> Tensor[]",
     "linear(Tensor x, Tensor nodes, Tensor? bias, Tensor out_start, Tensor out_weight, Tensor in_start, "
     "Tensor in_weight) -> Tensor",
     "linear_backward(Tensor grad, Tensor x, Tensor nodes, Tensor out_start, Tensor out_weight, Tensor in_start, "
@@ -143,6 +147,32 @@ def _(x: Tensor, grad: Tensor, start: Tensor, dim: int) -> Tensor:
     return x.new_empty(start.shape[0], 4, dtype=wide)
 
 
+@torch.library.register_fake("inn_kernels::discretize_foreach")
+def _(
+    nodes: list[Tensor], start: list[Tensor], weight: list[Tensor], out: list[int], in_: list[int], dtype: torch.dtype
+) -> list[Tensor]:
+    points = [s.shape[0] for s in start]
+    return [_like(x, _along(x, points, o, i), dtype) for x, o, i in zip(nodes, out, in_)]
+
+
+@torch.library.register_fake("inn_kernels::discretize_foreach_adjoint")
+def _(
+    grads: list[Tensor],
+    start: list[Tensor],
+    weight: list[Tensor],
+    nodes: list[int],
+    out: list[int],
+    in_: list[int],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    return [_like(x, _along(x, nodes, o, i), dtype) for x, o, i in zip(grads, out, in_)]
+
+
+def _along(x: Tensor, sizes: list[int], out: int, in_: int) -> list[int]:
+    """The shape of x with the sizes at these positions (-1: its own) in its first two dimensions."""
+    return [n if at < 0 else sizes[at] for n, at in zip(x.shape, (out, in_))] + list(x.shape[2:])
+
+
 @torch.library.register_fake("inn_kernels::linear")
 def _(x: Tensor, nodes: Tensor, bias: Tensor | None, out_start: Tensor, *taps: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], out_start.shape[0])
@@ -235,6 +265,8 @@ discretize_tap_gradient = torch.ops.inn_kernels.discretize_tap_gradient.default
 interpolate = torch.ops.inn_kernels.interpolate.default
 spread = torch.ops.inn_kernels.spread.default
 interpolate_tap_gradient = torch.ops.inn_kernels.interpolate_tap_gradient.default
+discretize_foreach = torch.ops.inn_kernels.discretize_foreach.default
+discretize_foreach_adjoint = torch.ops.inn_kernels.discretize_foreach_adjoint.default
 linear = torch.ops.inn_kernels.linear.default
 linear_backward = torch.ops.inn_kernels.linear_backward.default
 conv = torch.ops.inn_kernels.conv.default

@@ -95,6 +95,45 @@ def interpolate_tap_gradient(x: Tensor, grad: Tensor, start: Tensor, dim: int) -
     return F.pad(gradient, (0, 4 - index.shape[1]))
 
 
+def discretize_foreach(
+    nodes: Sequence[Tensor],  # of each tensor, [M_out, M_in, *rest] or [M_out]
+    start: Sequence[Tensor],  # of each of the taps
+    weight: Sequence[Tensor],
+    out: Sequence[int],  # of each tensor, which taps its first dimension has; -1 for none
+    in_: Sequence[int],  # and its second
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Every tensor sampled along the dimensions that have taps."""
+    made = []
+    for x, *positions in zip(nodes, out, in_):
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        for dim, at in reversed(list(enumerate(positions))):
+            if at >= 0:
+                x = interpolate(x, start[at], weight[at], dim, wide)
+        made.append(x.to(dtype))
+    return made
+
+
+def discretize_foreach_adjoint(
+    grads: Sequence[Tensor],
+    start: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    nodes: Sequence[int],  # of each of the taps
+    out: Sequence[int],
+    in_: Sequence[int],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Every gradient brought back to nodes."""
+    made = []
+    for x, *positions in zip(grads, out, in_):
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        for dim, at in enumerate(positions):
+            if at >= 0:
+                x = spread(x, start[at], weight[at], nodes[at], dim, wide)
+        made.append(x.to(dtype))
+    return made
+
+
 def linear(
     x: Tensor,  # [B, L]
     nodes: Tensor,  # [M_out, M_in]

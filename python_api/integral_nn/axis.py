@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from typing import Any
 
 import torch
@@ -140,11 +142,14 @@ class Axis(nn.Module):
             self.delta = None
             self._changes += 1
 
-    def partition(self) -> Tensor:
-        """The current points [K] in [0, 1], float64, differentiable in `delta`."""
+    def partition(self, size: int | None = None) -> Tensor:
+        """The points [K] in [0, 1] at the current size (or at another one), float64, differentiable in `delta`."""
+        size = self.size if size is None else size
         if self.delta is None:
-            return rules.partition_for(self.quadrature, self.size, dtype=torch.float64)
+            return rules.partition_for(self.quadrature, size, dtype=torch.float64)
         delta = self.delta.double()
+        if size != self.size:
+            delta = _resized(delta, size, self.quadrature)
         if self.quadrature == "midpoint":  # deltas are the cells, points their centres
             cells = delta.square() / delta.square().sum()
             return torch.cumsum(cells, 0) - cells / 2
@@ -157,24 +162,58 @@ class Axis(nn.Module):
         scale: float = 1.0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
+        size: int | None = None,
     ) -> Taps:
-        """The axis's taps; `weighted` folds quadrature and scale in (the axis is integrated over)."""
+        """The axis's taps; `weighted` folds quadrature and scale in (the axis is integrated over).
+
+        At the current size, or at another one.
+        """
         device = device or torch.device("cpu")
         if self.delta is None:
-            return taps_for(
-                self.size,
-                self.nodes,
-                self.basis,
-                quadrature=self.quadrature,
-                weighted=weighted,
-                scale=scale,
-                dtype=dtype,
-                device=device,
-            )
-        points = self.partition()
+            if size is not None:
+                return self._fixed_taps(size, weighted, scale, dtype, device)
+            key = (weighted, scale, dtype, device)
+            if torch.compiler.is_compiling():
+                return self._fixed_taps(self.size, *key)
+            table = self._tables.get(key)
+            if table is None:
+                table = self._fixed_taps(self.size, *key)
+                self._keep({**self._tables, key: table})
+            return table
+        points = self.partition(size)
         multiplier = rules.weights(self.quadrature, points) * scale if weighted else None
         centred = self.quadrature == "midpoint"
         return make_taps(points, self.nodes, self.basis, centred=centred, multiplier=multiplier, dtype=dtype)
+
+    def traced_taps(self, name: str) -> Taps | None:
+        """Taps made before for a compiled call, by "weighted scale dtype device"; None where points are trainable."""
+        return self._traced.get(name) if self.delta is None else None
+
+    def _keep(self, tables: dict[tuple, Taps]) -> None:
+        self._tables = tables
+        self._traced = {}
+        if "torch._dynamo" in sys.modules:
+            # For compiled calls, by names that a tracer can tell. Copies, for axes of equal sizes share their tables,
+            # which a tracer would take for a rule.
+            starts = {id(table.start): table.start.clone() for table in tables.values()}
+            for key, table in tables.items():
+                copied = table._replace(start=starts[id(table.start)], weight=table.weight.clone())
+                _mark_dynamic(copied.start, copied.weight)
+                self._traced[" ".join(map(str, key))] = copied
+
+    def _fixed_taps(
+        self, size: int, weighted: bool, scale: float, dtype: torch.dtype, device: torch.device
+    ) -> Taps:
+        return taps_for(
+            size,
+            self.nodes,
+            self.basis,
+            quadrature=self.quadrature,
+            weighted=weighted,
+            scale=scale,
+            dtype=dtype,
+            device=device,
+        )
 
     def unit_scale(self) -> float:
         """The scale that makes the quadrature's interior weights 1 at full size: M - 1, or M for equal cells."""
@@ -203,7 +242,13 @@ class Axis(nn.Module):
             # through another dtype makes autograd start a new one.
             self.delta.data = delta.to(torch.float32 if delta.dtype == torch.float64 else torch.float64)
             self.delta.data = delta
+        if not hasattr(self, "_extent") or size != self.size:
+            self.resized_at = threading.get_ident(), torch._C._autograd._get_sequence_nr()
+            # Made ahead for whoever asked before: a compiled call finds its tables, of another shape.
+            self._keep({key: self._fixed_taps(size, *key) for key in getattr(self, "_tables", {})})
         self._extent = torch.empty(size, 0)
+        if "torch._dynamo" in sys.modules:
+            _mark_dynamic(self._extent)
         self._changes += 1
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -213,6 +258,12 @@ class Axis(nn.Module):
                 self.make_trainable()
             self._set_size(saved.shape[0])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _mark_dynamic(*tensors: Tensor) -> None:
+    """Let a compiler take the number of points for a symbol of its own: that two sizes are equal is no rule."""
+    for tensor in tensors:
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
 def _check_count(value: object, name: str, least: int) -> None:

@@ -23,8 +23,7 @@ def spectrum(model: IntegralNetwork, axis: str) -> Tensor:
     """
     found = model.axes
     nodes = found[axis].nodes
-    tensors = dict(model.net.named_parameters())
-    features = axis_features(tensors, model.found.ties, axis).double()
+    features = axis_features(model.nodes(), model.found.ties, axis).double()
     reflected = torch.cat([features, features.flip(0)])
     power = torch.fft.rfft(reflected, dim=0)[:nodes].abs().square().sum(1)
     # An orthonormal cosine transform weighs the mean by half.

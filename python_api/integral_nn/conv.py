@@ -27,6 +27,8 @@ from integral_nn.axis import Axis
 from integral_nn.discretize import sample
 from integral_nn.interpolate import interpolate, spread
 from integral_nn.layer import Dimension, IntegralLayer, describe, node_count
+from integral_nn.rule import Sizes
+from integral_nn.sampled import value_of
 
 Extent = Union[int, Sequence[int]]
 _CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -175,7 +177,36 @@ def conv(
 
     `window` is (stride, padding, dilation, groups).
     """
-    out_taps, in_taps, *spatial = taps
+    out_taps, in_taps, *_ = taps
+    rank = nodes.dim() - 2
+    dataflow = chosen_dataflow(x, nodes, taps, window, dataflow, backend)
+    compute = arguments.compute_dtype(x)
+    if dataflow == "fused":
+        pairs = [_spread_out(value, rank) for value in window[:3]]
+        return fused.conv(x.to(compute), nodes, bias, out_taps, in_taps, pairs)
+    sampled_bias = None if bias is None else sample(bias, [out_taps], compute, backend)
+    convolve = _CONVOLUTIONS[rank]
+    if dataflow == "materialize":
+        return convolve(x, sample(nodes, taps, compute, backend), sampled_bias, *window)
+    channels = -rank - 1
+    if in_taps is not None:
+        x = spread(x, in_taps, channels, compute, backend)
+    y = convolve(x, nodes.to(compute), None, *window)
+    if out_taps is not None:
+        y = interpolate(y, out_taps, channels, compute, backend)
+    return y if sampled_bias is None else y + sampled_bias.reshape([-1] + [1] * rank)
+
+
+def chosen_dataflow(
+    x: Tensor, nodes: Tensor, taps: Sequence[Taps | None], window: tuple, dataflow: str, backend: str
+) -> str:
+    """The dataflow that runs a convolution: the one asked for, or for "auto" the cheapest.
+
+    Raises:
+        ValueError: x does not fit the points, or the dataflow cannot run this convolution.
+        RuntimeError: "fused" cannot, and why.
+    """
+    _, _, *spatial = taps
     rank, groups = nodes.dim() - 2, window[3]
     out_points, in_points = (m if t is None else t.points for t, m in zip(taps[:2], nodes.shape))
     check_channels(x, rank, in_points, out_points, groups)
@@ -193,19 +224,7 @@ def conv(
             dataflow = dispatch.choose_dataflow(rows, nodes, taps[:2], compute, training, True, refusal is None)
     if dataflow == "fused":
         fused.check(refusal)
-        pairs = [_spread_out(value, rank) for value in window[:3]]
-        return fused.conv(x.to(compute), nodes, bias, out_taps, in_taps, pairs)
-    sampled_bias = None if bias is None else sample(bias, [out_taps], compute, backend)
-    convolve = _CONVOLUTIONS[rank]
-    if dataflow == "materialize":
-        return convolve(x, sample(nodes, taps, compute, backend), sampled_bias, *window)
-    channels = -rank - 1
-    if in_taps is not None:
-        x = spread(x, in_taps, channels, compute, backend)
-    y = convolve(x, nodes.to(compute), None, *window)
-    if out_taps is not None:
-        y = interpolate(y, out_taps, channels, compute, backend)
-    return y if sampled_bias is None else y + sampled_bias.reshape([-1] + [1] * rank)
+    return dataflow
 
 
 def check_channels(x: Tensor, rank: int, in_points: int, out_points: int, groups: int) -> None:
@@ -289,29 +308,35 @@ class _IntegralConv(IntegralLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         arguments.check_floating(x, "x")
-        arguments.check_device(x, self.nodes, "x")
+        arguments.check_device(x, self.weight_nodes, "x")
         compute = arguments.compute_dtype(x)
         window = (self.stride, self.padding, self.dilation, self.groups)
-        kept = self.reusable(compute) if self.dataflow in ("auto", "materialize") else None
-        if kept is not None:
-            weight, bias = kept
-            check_channels(x, self.rank, weight.shape[1], weight.shape[0], self.groups)
+        backend = dispatch.select_backend(self.backend, self.weight_nodes.device, self.weight_nodes.dtype)
+        taps = self.taps(compute)
+        dataflow = chosen_dataflow(x, self.weight_nodes, taps, window, self.dataflow, backend)
+        if dataflow == "materialize":
+            weight, bias = value_of(self, "weight", compute), value_of(self, "bias", compute)
             return _CONVOLUTIONS[self.rank](x, weight, bias, *window)
-        backend = dispatch.select_backend(self.backend, self.nodes.device, self.nodes.dtype)
-        return conv(x, self.nodes, self.bias, self.taps(compute), window, self.dataflow, backend)
+        return conv(x, self.weight_nodes, self.bias_nodes, taps, window, dataflow, backend)
 
-    def discretize(self) -> nn.Module:
-        """The ordinary convolution of the current sizes."""
-        weight, bias = self.sampled()
+    @property
+    def joins(self) -> bool:
+        """Whether the layer may materialize its weight, so that a network does it for all layers together."""
+        return self.dataflow in ("auto", "materialize")
+
+    def discretize(self, sizes: Sizes = None) -> nn.Module:
+        """The ordinary convolution of the current sizes (or of others, by axis)."""
+        weight, bias = self.sampled(sizes=sizes)
         weight = weight.detach()
+        groups = weight.shape[0] if self.depthwise else self._groups
         plain = _PLAIN_LAYERS[self.rank](
-            weight.shape[1] * self.groups,
+            weight.shape[1] * groups,
             weight.shape[0],
             tuple(weight.shape[2:]),
             self.stride,
             self.padding,
             self.dilation,
-            self.groups,
+            groups,
             bias is not None,
             device=weight.device,
             dtype=weight.dtype,
@@ -320,13 +345,13 @@ class _IntegralConv(IntegralLayer):
         return plain.train(self.training)
 
     def extra_repr(self) -> str:
-        out_nodes, in_nodes, *kernel = self.nodes.shape
+        out_nodes, in_nodes, *kernel = self.weight_nodes.shape
         text = f"in={describe(self.in_axis, in_nodes)}, out={describe(self.out_axis, out_nodes)}"
         text += f", kernel_size={tuple(kernel)}"
         for name, default in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)):
             value = getattr(self, name)
             text += f", {name}={value}" if value != default else ""
-        return text + ("" if self.bias is not None else ", bias=False")
+        return text + ("" if self.bias_nodes is not None else ", bias=False")
 
 
 class IntegralConv1d(_IntegralConv):

@@ -25,6 +25,8 @@ from integral_nn.layout import Tie
 from integral_nn.network import IntegralNetwork
 from integral_nn.norms import fold_norms
 from integral_nn.permute import Reordering, apply_orders, reorder_axes
+from integral_nn.rule import Rule
+from integral_nn.sampled import sample_from_nodes
 from integral_nn.search import fast_paths_off, find_axes
 from integral_nn.symbolic import ConversionError, call
 
@@ -151,7 +153,8 @@ def convert(
             old.data = _nodes(tensors[name], ties, axes, scales, exact)
     if not exact:
         found = _with_nodes(found, axes)
-    model = IntegralNetwork(plain, found, axes, scales)
+    _sample_all(plain, found, axes, scales)
+    model = IntegralNetwork(plain, found, axes)
     error = _output_error(net, model, inputs, found, orders if continuous_inputs or continuous_outputs else {})
     if exact and not error <= tolerance:
         raise ConversionError(
@@ -262,6 +265,26 @@ def _nodes(weight: Tensor, ties: list[Tie], axes: dict[str, Axis], scales: dict[
 
             nodes = tie.layout.sample(nodes, tie.dim, fit)
     return nodes.to(dtype)
+
+
+def _sample_all(
+    net: nn.Module, found: AxisSet, axes: Mapping[str, Axis], scales: Mapping[str, float]
+) -> None:
+    """Let every module sample those of its tensors that run along an axis; ties between modules stay."""
+    ties: dict[str, list[Tie]] = {}
+    for tie in found.ties:
+        ties.setdefault(tie.tensor, []).append(tie)
+    named = [*net.named_parameters(), *net.named_buffers()]  # a tensor of several modules under its first name
+    rules = {
+        id(tensor): Rule(ties[name], axes, scales, geometric=name.rpartition(".")[2] == "running_var")
+        for name, tensor in named
+        if name in ties
+    }
+    for module in list(net.modules()):
+        tensors = {**module._parameters, **module._buffers}
+        own = {leaf: rules[id(tensor)] for leaf, tensor in tensors.items() if id(tensor) in rules}
+        if own:
+            sample_from_nodes(module, own)
 
 
 def _least_squares(values: Tensor, dim: int, axis: Axis, scale: float | None) -> Tensor:

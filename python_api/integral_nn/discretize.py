@@ -158,7 +158,10 @@ def sample(nodes: Tensor, taps: Sequence[Taps | None], dtype: torch.dtype, backe
         if along is not None:
             nodes = interpolate(nodes, along, dim, wide, backend)
     if out_taps is not None and in_taps is not None:
-        args = (nodes, out_taps.start, out_taps.weight, in_taps.start, in_taps.weight, narrow)
+        in_start = in_taps.start
+        if in_start is out_taps.start and torch.compiler.is_compiling():
+            in_start = in_start.clone()  # a traced Function takes no tensor twice
+        args = (nodes, out_taps.start, out_taps.weight, in_start, in_taps.weight, narrow)
         weight = reference.discretize(*args) if backend == "reference" else apply(Discretize, ops.discretize, *args)
     elif out_taps is not None:
         weight = interpolate(nodes, out_taps, 0, narrow, backend)

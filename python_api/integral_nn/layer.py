@@ -1,4 +1,4 @@
-"""What every integral layer shares: nodes, axes, the sampled weight and when it may be reused."""
+"""What every integral layer shares: nodes over two axes, and the weight and bias sampled from them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from inn_kernels import dispatch
 from inn_kernels.taps import Taps
 from integral_nn import _arguments as arguments
 from integral_nn.axis import Axis
-from integral_nn.discretize import sample
+from integral_nn.layout import Layout, Segment, Tie
+from integral_nn.rule import Rule, Sizes
+from integral_nn.sampled import Sampled, sampled_property
 
 Dimension = Union[Axis, int]
 
 
-class IntegralLayer(nn.Module):
+class IntegralLayer(Sampled, nn.Module):
     """Nodes [M_out, M_in, *kernel] over two axes. An int in place of an axis is a discrete dimension of that size.
 
-    The nodes have the layout of the discrete weight they replace, so `state_dict`, optimizers, DistributedDataParallel
-    and checkpointing need to know nothing. `scale` defaults to the one that gives the quadrature unit interior weights
-    at full size, so that nodes are initialised like the discrete weight.
+    The nodes, `weight_nodes` and `bias_nodes`, have the layout of the discrete weight and bias they replace; `weight` and
+    `bias` are those of the current sizes. `scale` defaults to the one that gives the quadrature unit interior weights at
+    full size, so that nodes are initialised like the discrete weight.
     """
 
-    bias: nn.Parameter | None
+    weight = sampled_property("weight")
+    bias = sampled_property("bias")
 
     def __init__(
         self,
@@ -51,19 +54,31 @@ class IntegralLayer(nn.Module):
             scale = self.in_axis.unit_scale() if self.in_axis is not None else 1.0
         arguments.check_scale(scale)
         self.scale = float(scale)
-        self.nodes = nn.Parameter(torch.empty(tuple(node_shape), device=device, dtype=dtype))
-        self.register_parameter(
-            "bias", nn.Parameter(torch.empty(node_shape[0], device=device, dtype=dtype)) if bias else None
-        )
-        self._sampled: tuple[tuple, Tensor, Tensor | None] | None = None
+        self.weight_nodes = nn.Parameter(torch.empty(tuple(node_shape), device=device, dtype=dtype))
+        own = nn.Parameter(torch.empty(node_shape[0], device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias_nodes", own)
+        self._rules, self._held = self._make_rules(), None
         self.reset_parameters()
 
+    def _make_rules(self) -> dict[str, Rule]:
+        axes = {name: axis for name, axis in (("out", self.out_axis), ("in", self.in_axis)) if axis is not None}
+        ties = {
+            name: Tie(name, dim, Layout((Segment(name, axes[name].nodes),)), integrated=dim == 1)
+            for dim, name in enumerate(("out", "in"))
+            if name in axes
+        }
+        scales = {"out": 1.0, "in": self.scale}
+        rules = {"weight": Rule(list(ties.values()), axes, scales, backend=self.backend)}
+        if self.bias_nodes is not None:
+            rules["bias"] = Rule([ties["out"]] if "out" in ties else [], axes, scales, backend=self.backend)
+        return rules
+
     def reset_parameters(self) -> None:
-        """Initialise nodes and bias as torch.nn initialises the weight and bias they stand for."""
-        nn.init.kaiming_uniform_(self.nodes, a=math.sqrt(5))
-        if self.bias is not None:
-            bound = 1 / math.sqrt(max(self.nodes[0].numel(), 1))
-            nn.init.uniform_(self.bias, -bound, bound)
+        """Initialise the nodes as torch.nn initialises the weight and bias they stand for."""
+        nn.init.kaiming_uniform_(self.weight_nodes, a=math.sqrt(5))
+        if self.bias_nodes is not None:
+            bound = 1 / math.sqrt(max(self.weight_nodes[0].numel(), 1))
+            nn.init.uniform_(self.bias_nodes, -bound, bound)
 
     def axes(self) -> list[Axis]:
         """The continuous axes of this layer, output first."""
@@ -71,49 +86,21 @@ class IntegralLayer(nn.Module):
 
     def taps(self, dtype: torch.dtype) -> list[Taps | None]:
         """Taps of the output and input dimension, in the dtype that accumulates for a result of `dtype`."""
-        wide = arguments.working_dtype(self.nodes, dtype)
-        device = self.nodes.device
-        out_taps = in_taps = None
-        if self.out_axis is not None:
-            out_taps = self.out_axis.taps(weighted=False, dtype=wide, device=device)
-        if self.in_axis is not None:
-            in_taps = self.in_axis.taps(weighted=True, scale=self.scale, dtype=wide, device=device)
-        return [out_taps, in_taps]
+        return self._rules["weight"].along(self.weight_nodes, dtype)
 
-    def sampled(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
-        """The discrete weight [K, L, *kernel] and bias [K] of the current sizes, differentiable."""
-        dtype = dtype or self.nodes.dtype
-        taps = self.taps(dtype)
-        backend = dispatch.select_backend(self.backend, self.nodes.device, self.nodes.dtype)
-        weight = sample(self.nodes, taps, dtype, backend)
-        return weight, None if self.bias is None else sample(self.bias, taps[:1], dtype, backend)
+    def sampled(self, dtype: torch.dtype | None = None, sizes: Sizes = None) -> tuple[Tensor, Tensor | None]:
+        """The discrete weight [K, L, *kernel] and bias [K] of the current sizes (or of others), differentiable."""
+        dtype = dtype or self.weight_nodes.dtype
+        weight = self._rules["weight"].value(self.weight_nodes, dtype, sizes)
+        if self.bias_nodes is None:
+            return weight, None
+        return weight, self._rules["bias"].value(self.bias_nodes, dtype, sizes)
 
-    def reusable(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None] | None:
-        """The sampled weight kept from the last call, sampled anew if nodes or axes changed; None while gradients flow.
-
-        Only in eval mode with gradients off. Changes are seen by version counters. Fused optimizers and writing through
-        `.data` escape them; a call with gradients on and `train()` forget the weight.
-        """
-        if torch.compiler.is_compiling():
-            return None
-        if self.training or torch.is_grad_enabled() or self.nodes.is_inference():
-            self._sampled = None
-            return None
-        parts: list[Any] = [dtype, torch.is_inference_mode_enabled(), self.scale]
-        for parameter in (self.nodes, self.bias):
-            parts += [] if parameter is None else [parameter.data_ptr(), parameter._version, parameter.device]
-        key = (*parts, *(axis.version for axis in self.axes()))
-        if self._sampled is None or self._sampled[0] != key:
-            self._sampled = (key, *self.sampled(dtype))
-        return self._sampled[1:]
-
-    def train(self, mode: bool = True) -> IntegralLayer:
-        """Set training mode, and forget the weight kept for eval calls."""
-        self._sampled = None
-        return super().train(mode)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_sampled": None}
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        for old, new in (("nodes", "weight_nodes"), ("bias", "bias_nodes")):  # names of version 0.0
+            if prefix + old in state_dict:
+                state_dict.setdefault(prefix + new, state_dict.pop(prefix + old))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def node_count(dimension: Dimension, name: str) -> int:

@@ -13,7 +13,7 @@ permute it, select from it, refine it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -112,6 +112,11 @@ class Layout:
                 piece = piece.flatten(dim + 1, dim + 3)
             done.append(piece)
         return torch.cat(done, dim + 1).flatten(dim, dim + 2)
+
+    def at(self, sizes: Mapping[str, int]) -> Layout:
+        """The layout of the points that the axes have at these sizes."""
+        parts = tuple(s if s.axis is None else replace(s, nodes=sizes[s.axis]) for s in self.segments)
+        return replace(self, segments=parts)
 
     def resized(self, sizes: Mapping[str, int]) -> int:
         """Elements when the axes have these sizes."""

@@ -23,6 +23,8 @@ from integral_nn import fused, step
 from integral_nn.discretize import sample
 from integral_nn.interpolate import interpolate, spread
 from integral_nn.layer import Dimension, IntegralLayer, describe, node_count
+from integral_nn.rule import Sizes
+from integral_nn.sampled import value_of
 
 
 def integral_linear(
@@ -155,25 +157,29 @@ class IntegralLinear(IntegralLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         arguments.check_floating(x, "x")
-        arguments.check_device(x, self.nodes, "x")
+        arguments.check_device(x, self.weight_nodes, "x")
         compute = arguments.compute_dtype(x)
-        kept = self.reusable(compute) if self.dataflow in ("auto", "materialize") else None
-        if kept is not None:
-            weight, bias = kept
+        if self.joins:
+            weight = value_of(self, "weight", compute)
             check_features(x, weight.shape[1], weight[0, 0].numel())
-            return F.linear(x, weight.flatten(1), bias)
-        backend = dispatch.select_backend(self.backend, self.nodes.device, self.nodes.dtype)
-        return linear(x, self.nodes, self.bias, self.taps(compute), self.dataflow, backend)
+            return F.linear(x, weight.flatten(1), value_of(self, "bias", compute))
+        backend = dispatch.select_backend(self.backend, self.weight_nodes.device, self.weight_nodes.dtype)
+        return linear(x, self.weight_nodes, self.bias_nodes, self.taps(compute), self.dataflow, backend)
 
-    def discretize(self) -> nn.Linear:
-        """The ordinary layer of the current sizes."""
-        weight, bias = self.sampled()
+    @property
+    def joins(self) -> bool:
+        """Whether the layer always materializes its weight, so that a network may do it for all layers together."""
+        return self.dataflow == "materialize"
+
+    def discretize(self, sizes: Sizes = None) -> nn.Linear:
+        """The ordinary layer of the current sizes (or of others, by axis)."""
+        weight, bias = self.sampled(sizes=sizes)
         weight = weight.detach().flatten(1)
         plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device=weight.device, dtype=weight.dtype)
         plain.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias.detach()})
         return plain.train(self.training)
 
     def extra_repr(self) -> str:
-        out_nodes, in_nodes, *offsets = self.nodes.shape
+        out_nodes, in_nodes, *offsets = self.weight_nodes.shape
         text = f"in={describe(self.in_axis, in_nodes)}, out={describe(self.out_axis, out_nodes)}"
-        return text + f", bias={self.bias is not None}" + "".join(f", taps={t}" for t in offsets)
+        return text + f", bias={self.bias_nodes is not None}" + "".join(f", taps={t}" for t in offsets)

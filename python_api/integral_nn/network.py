@@ -1,33 +1,30 @@
-"""An integral network: any module whose weights are sampled from nodes along the axes they share.
+"""An integral network: modules that sample their weights along shared axes, seen as one thing with sizes.
 
     weight = S_out nodes (S_in diag q)^T        every dimension along an axis, tied dimensions at the same points
 
-The module itself is kept, with nodes in place of its weights and under the same names. A call samples every weight at
-the current sizes and runs the module on them, so that its forward method, whatever it does, needs to know nothing.
+Each module computes its own weights (`sampled`). What the network adds: all of them by one operation a call, sizes that
+change in one place, statistics of norms brought back together, and plain networks of any size.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from inn_kernels import dispatch
-from inn_kernels.taps import Taps
-from integral_nn import _arguments as arguments
-from integral_nn import foreach
 from integral_nn.axes import AxisSet
 from integral_nn.axis import Axis
-from integral_nn.discretize import sample
-from integral_nn.interpolate import interpolate
-from integral_nn.layout import Tie
-from integral_nn.sizes import shapes_of, update_sizes
+from integral_nn.held import CALIBRATED, NODES, held, sample_modules
+from integral_nn.hand_built import axes_of_layers
+from integral_nn.layer import IntegralLayer
+from integral_nn.rule import Sizes
+from integral_nn.sampled import Sampled, SampledNorm, ordinary, shape_of
+from integral_nn.sizes import update_sizes
 
-_TINY = 1e-12  # least variance
+Size = float | Mapping[str, int | float]
 
 
 class Axes(Mapping[str, Axis]):
@@ -58,54 +55,61 @@ class Axes(Mapping[str, Axis]):
 
 
 class IntegralNetwork(nn.Module):
-    """What `convert` returns: called like the network it came from, at any size of its axes.
+    """A network with integral layers, or what `convert` made of one: called like the module in it, at any size.
 
-    `net` holds the nodes, named like the weights they replace; `state_dict` has them as `net.<name>`, and the points of
-    tuned partitions as `partitions.<i>.delta`. `partitions[i]` is the i-th axis of `axes`.
+    `net` is that module. `state_dict` has its tensors as `net.<name>`, nodes as `net.<name>_nodes`; the sizes and tuned
+    points of a converted network's axes as `partitions.<i>`, in the order of `axes`.
+
+    Args:
+        net: a module whose integral layers share axes. (`convert` gives `found` and `axes` too.)
+
+    >>> import torch, integral_nn as inn
+    >>> width = inn.Axis(32)
+    >>> layers = torch.nn.Sequential(inn.IntegralLinear(8, width), torch.nn.ReLU(), inn.IntegralLinear(width, 2))
+    >>> model = inn.IntegralNetwork(layers)
+    >>> model.resize(0.5)
+    {'0': 16}
+    >>> model.at(0.25)
+    Sequential(
+      (0): Linear(in_features=8, out_features=8, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=8, out_features=2, bias=True)
+    )
     """
 
-    def __init__(self, net: nn.Module, found: AxisSet, axes: dict[str, Axis], scales: dict[str, float]) -> None:
+    def __init__(self, net: nn.Module, found: AxisSet | None = None, axes: Mapping[str, Axis] | None = None) -> None:
         super().__init__()
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net must be an nn.Module, got {type(net).__name__}")
         self.net = net
+        if axes is None or found is None:
+            found, axes = axes_of_layers(net)
+        else:
+            self.partitions = nn.ModuleList(axes.values())
         self.found = found
-        self.partitions = nn.ModuleList(axes.values())
-        self.backend: str | None = None
         self.report: Any = None
-        self._names = list(axes)
-        self._scales = dict(scales)
-        self._ties: dict[str, list[Tie]] = {}
-        for tie in found.ties:
-            if not tie.tensor.startswith("input:"):
-                self._ties.setdefault(tie.tensor, []).append(tie)
-        self._along = {name: _along(ties) for name, ties in self._ties.items()}
-        self._places: dict[tuple[str, ...], list[tuple[str, str]]] = {}  # path of a module: names, and names within it
-        for name in self._ties:
-            *path, leaf = name.split(".")
-            self._places.setdefault(tuple(path), []).append((name, leaf))
-        buffers = {name for name, _ in net.named_buffers()}
-        self._statistics = [name for name in self._ties if name in buffers]
-        self._variances = {name for name in self._statistics if name.endswith("running_var")}
-        self._calibrated: dict[str, Tensor] = {}
-        self._sizes: dict[str, int] | None = None
-        self._kept: tuple[tuple, dict[str, Tensor]] | None = None
+        self._axes = dict(axes)
 
     # axes ------------------------------------------------------------------------------------------------------
 
     @property
     def axes(self) -> Axes:
         """The continuous axes by name."""
-        axes = {name: axis for name, axis in zip(self._names, self.partitions)}
-        return Axes(axes, self.found)  # type: ignore[arg-type]
+        return Axes(self._axes, self.found)
 
     @property
     def sizes(self) -> dict[str, int]:
         """The current size of each axis."""
-        return {name: axis.size for name, axis in self.axes.items()}
+        return {name: axis.size for name, axis in self._axes.items()}
 
-    def resize(self, size: float | Mapping[str, int | float]) -> dict[str, int]:
+    def resize(self, size: Size, optimizer: torch.optim.Optimizer | None = None) -> dict[str, int]:
         """Set sizes: one share of every axis's nodes, or {axis: size or share}. Returns all sizes.
 
         A share is rounded to what the axis allows (`multiple_of`, the quadrature's fewest points).
+
+        Args:
+            size: the share or sizes.
+            optimizer: moves its state along with trainable points (see `Axis.resize`).
 
         Raises:
             ValueError: an unknown axis, a share that is not positive, a size the axis does not allow.
@@ -117,28 +121,35 @@ class IntegralNetwork(nn.Module):
         >>> model.resize(0.75)
         {'0': 24}
         """
-        axes = self.axes
-        if isinstance(size, Mapping):
-            for name, value in size.items():
-                if name not in axes:
-                    raise ValueError(f"size names an unknown axis {name!r}; there are {list(axes)}")
-                self._check_size(name, axes[name], value)
-            for name, value in size.items():
-                axes[name].resize(value)
-        elif isinstance(size, (int, float)) and not isinstance(size, bool):
-            for axis in axes.values():
-                axis.resize(float(size))
-        else:
-            raise TypeError(f"size must be a share or a mapping from axes to sizes, got {type(size).__name__}")
+        for axis, points in self.sizes_at(size).items():
+            axis.resize(points)
         return self.sizes
 
+    def sizes_at(self, size: Size) -> dict[Axis, int]:
+        """The sizes that `resize` would set, by axis, all checked."""
+        if isinstance(size, Mapping):
+            sizes = {axis: axis.size for axis in self._axes.values()}
+            for name, value in size.items():
+                if name not in self._axes:
+                    raise ValueError(f"size names an unknown axis {name!r}; there are {list(self._axes)}")
+                sizes[self._axes[name]] = self._checked(name, self._axes[name], value)
+            return sizes
+        if isinstance(size, (int, float)) and not isinstance(size, bool):
+            return {axis: self._checked(name, axis, float(size)) for name, axis in self._axes.items()}
+        raise TypeError(f"size must be a share or a mapping from axes to sizes, got {type(size).__name__}")
+
     @staticmethod
-    def _check_size(name: str, axis: Axis, value: int | float) -> None:
+    def _checked(name: str, axis: Axis, value: int | float) -> int:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"size of axis {name!r} must be an int or a share, got {type(value).__name__}")
+        if isinstance(value, float):
+            if not 0 < value < float("inf"):
+                raise ValueError(f"size must be a positive share of the nodes of axis {name!r}, got {value}")
+            return axis.share(value)
         step = axis.multiple_of
-        if isinstance(value, int) and (value < 1 or value % step):
+        if value < 1 or value % step:
             raise ValueError(f"size of axis {name!r} must be a positive multiple of {step}, got {value}")
+        return value
 
     def resample(self, generator: torch.Generator | None = None, *, common: bool = False) -> dict[str, int]:
         """Draw random sizes for this step (Algorithm 1): each axis its own, or `common`, all at one ratio.
@@ -146,7 +157,7 @@ class IntegralNetwork(nn.Module):
         Sizes come from each axis's `size_range`, in multiples of its `multiple_of`. Returns them.
         """
         ratio = float(torch.rand((), generator=generator)) if common else None
-        for axis in self.axes.values():
+        for axis in self._axes.values():
             if ratio is None:
                 axis.resample(generator)
             else:
@@ -156,179 +167,92 @@ class IntegralNetwork(nn.Module):
                 axis.resize(step * (first + min(int(ratio * (last - first + 1)), last - first)))
         return self.sizes
 
-    # sampling --------------------------------------------------------------------------------------------------
-
-    def sampled(self) -> dict[str, Tensor]:
-        """Every weight that runs along an axis, at the current sizes, differentiable; by name."""
-        made: dict[tuple, Taps] = {}
-        axes = self.axes
-
-        def taps(name: str, integrated: bool, tensor: Tensor) -> Taps:
-            wide = arguments.working_dtype(tensor, tensor.dtype)
-            key = (name, integrated, wide, tensor.device)
-            if key not in made:
-                scale = self._scales[name] if integrated else 1.0
-                made[key] = axes[name].taps(weighted=integrated, scale=scale, dtype=wide, device=tensor.device)
-            return made[key]
-
-        def along_dims(name: str, tensor: Tensor) -> list[Taps | None]:
-            along = self._along[name]
-            assert along is not None
-            return [None if side is None else taps(*side, tensor) for side in along]
-
-        values: dict[str, Tensor] = {}
-        together: dict[str, tuple[Tensor, list[Taps | None]]] = {}  # by one launch
-        vectors: dict[tuple, dict[str, Tensor]] = {}  # alike: the rows of one matrix
-        for name, tensor in self._tied().items():
-            kept = self._calibrated.get(name)
-            plain, geometric = self._along[name] is not None, name in self._variances
-            if kept is not None:
-                values[name] = kept.to(tensor)
-            elif plain and foreach.can_share(tensor, self.backend):
-                together[name] = _log(tensor) if geometric else tensor, along_dims(name, tensor)
-            elif plain and tensor.dim() == 1:
-                alike = (self._along[name], geometric, tensor.dtype, tensor.device, tensor.requires_grad)
-                vectors.setdefault(alike, {})[name] = tensor
-            else:
-                tensor = _log(tensor) if geometric else tensor
-                backend = dispatch.select_backend(self.backend, tensor.device, tensor.dtype)
-                if plain:
-                    values[name] = sample(tensor, along_dims(name, tensor), tensor.dtype, backend)
-                else:
-                    values[name] = _sample_segments(tensor, self._ties[name], taps, backend)
-        if together:
-            values |= zip(together, foreach.sample_all(*zip(*together.values())))
-        for name in values:
-            if name in self._variances and name not in self._calibrated:
-                values[name] = values[name].exp()
-        for (_, geometric, dtype, device, _), members in vectors.items():
-            rows = torch.stack(list(members.values()))
-            rows = _log(rows) if geometric else rows
-            along = along_dims(next(iter(members)), rows)[0]
-            assert along is not None
-            rows = interpolate(rows, along, 1, dtype, dispatch.select_backend(self.backend, device, dtype))
-            values |= zip(members, (rows.exp() if geometric else rows).unbind())
-        return {name: values[name] for name in self._ties}
-
-    def _tied(self) -> dict[str, Tensor]:
-        """The parameters and buffers that run along an axis, by name; of the modules that are there now."""
-        tensors: dict[str, Tensor] = {}
-        for path, names in self._places.items():
-            module = self.net
-            for part in path:
-                module = getattr(module, part)
-            tensors |= {name: getattr(module, leaf) for name, leaf in names}
-        return tensors
-
-    def _reusable(self) -> dict[str, Tensor]:
-        """Sampled weights, kept from the last call in eval mode with gradients off while nothing changed."""
-        self._settle()
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.sampled()
-        axes = tuple(axis.version for axis in self.partitions)
-        tensors = self._tied().values()
-        if any(t.is_inference() for t in tensors):
-            return self.sampled()
-        parts = tuple((t.data_ptr(), t._version, t.device, t.dtype) for t in tensors)
-        key = (torch.is_inference_mode_enabled(), self.backend, axes, parts)
-        if self._kept is None or self._kept[0] != key:
-            self._kept = (key, self.sampled())
-        return self._kept[1]
-
-    def _settle(self) -> None:
-        """Follow a change of size: modules' own numbers, and statistics measured at another size."""
-        sizes = self.sizes
-        if sizes == self._sizes:
-            return
-        self._sizes = sizes
-        self._calibrated = {}
-        self._kept = None
-        update_sizes(self.net, self.shapes(sizes))
-
-    def shapes(self, sizes: Mapping[str, int] | None = None) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter and buffer at these sizes (default: the current ones)."""
-        sizes = self.sizes if sizes is None else sizes
-        shapes = shapes_of(dict(self.net.named_parameters()) | dict(self.net.named_buffers()))
-        for name, ties in self._ties.items():
-            shape = list(shapes[name])
-            for tie in ties:
-                shape[tie.dim] = tie.layout.resized(sizes)
-            shapes[name] = tuple(shape)
-        return shapes
+    # calls -----------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        values = self._reusable()
-        track = self.training and bool(self._statistics)
-        if track:
-            values.update({name: values[name].detach() for name in self._statistics})
-        before = {name: values[name].clone() for name in self._statistics} if track else {}
-        if torch.is_grad_enabled() and any(values[name].requires_grad for name in self._statistics):
-            values = self._statistics_in_affine(values)
-        out = functional_call(self.net, values, args, kwargs)
-        for name, old in before.items():
-            self._move_statistics(name, old, values[name].detach())
-        return out
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return self.net(*args, **kwargs)  # each module samples its own
+        with held([module for module in self._sampling() if module.joins]):
+            return self.net(*args, **kwargs)
 
-    def _statistics_in_affine(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Norms with  w (x - mean) / sqrt(var + eps) + b  written as  w' x + b'.
+    def _sampling(self) -> list[Any]:
+        return [module for module in self.net.modules() if isinstance(module, Sampled)]
 
-        Statistics sampled at trainable points carry gradients, which PyTorch's batch norm does not take through them.
+    def sampled(self) -> dict[str, Tensor]:
+        """Every tensor that runs along an axis, at the current sizes, differentiable; by its name in the plain network."""
+        values, _ = sample_modules(self._sampling())
+        return {name: values[id(module)][leaf] for name, module, leaf in self._places()}
+
+    def nodes(self) -> dict[str, Tensor]:
+        """The nodes of every tensor that runs along an axis, by its name in the plain network."""
+        return {name: getattr(module, leaf + NODES) for name, module, leaf in self._places()}
+
+    def _places(self) -> Iterator[tuple[str, Any, str]]:
+        """(name in the plain network, module, name within it) of every sampled tensor, each tensor once."""
+        seen = set()
+        for path, module in self.net.named_modules():
+            for leaf in module._rules if isinstance(module, Sampled) else ():
+                nodes = getattr(module, leaf + NODES, None)
+                if nodes is not None and id(nodes) not in seen:
+                    seen.add(id(nodes))
+                    yield f"{path}.{leaf}".lstrip("."), module, leaf
+
+    # plain networks ----------------------------------------------------------------------------------------------
+
+    def discretize(self, size: Size | None = None) -> nn.Module:
+        """A plain network of the current sizes (or of others): ordinary modules and weights, no trace of axes."""
+        return self._plain(None if size is None else self.sizes_at(size), {})
+
+    def at(self, size: Size) -> nn.Module:
+        """A plain network of these sizes to call from any number of threads: in eval mode, its weights fixed.
+
+        It shares nothing with this model, which stays as it is; see `Snapshots` to serve many sizes.
         """
-        values = dict(values)
-        for name, module in self.net.named_modules():
-            mean, var = (f"{name}.{s}".lstrip(".") for s in ("running_mean", "running_var"))
-            if mean not in values or not isinstance(module, nn.modules.batchnorm._NormBase):
-                continue
-            old_mean, old_var = values[mean], values[var]
-            if module.training or module.weight is None:
-                values[mean], values[var] = old_mean.detach(), old_var.detach()
-                continue
-            weight, bias = (f"{name}.{s}".lstrip(".") for s in ("weight", "bias"))
-            gain = values[weight] / (old_var + module.eps).sqrt()
-            values[weight], values[bias] = gain, values[bias] - old_mean * gain
-            values[mean] = torch.zeros_like(old_mean)
-            values[var] = torch.full_like(old_var, 1 - module.eps)
-        return values
+        return self.discretize(size).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def _move_statistics(self, name: str, old: Tensor, new: Tensor) -> None:
-        """Bring a change of sampled statistics back to their nodes, read as a function of the channel."""
-        nodes = self.net.get_buffer(name)
-        if name in self._calibrated:
-            self._calibrated[name] = new
-            return
-        geometric = name in self._variances
-        change = (new.clamp(min=_TINY) / old).log() if geometric else new - old
-        if change.shape != nodes.shape:
-            change = torch.nn.functional.interpolate(change[None, None], nodes.shape[0], mode="linear")[0, 0]
-        if geometric:
-            nodes.copy_(nodes.clamp(min=_TINY) * change.exp())
-        else:
-            nodes += change
-
-    # results ---------------------------------------------------------------------------------------------------
-
-    def discretize(self) -> nn.Module:
-        """A plain network of the current sizes: the original module with ordinary weights, no trace of axes."""
-        self._settle()
-        with torch.no_grad():
-            values = {name: value.detach() for name, value in self.sampled().items()}
-            for name, value in values.items():  # a network of its own memory, none of it kept or shared by others
-                if name in self._calibrated or value.untyped_storage().nbytes() > value.nbytes:
-                    values[name] = value.clone()
-        made: dict[int, Any] = {}  # nodes are not copied only to be replaced
-        for name, old in [*self.net.named_parameters(), *self.net.named_buffers()]:
-            if name in values:
-                parameter = isinstance(old, nn.Parameter)
-                made[id(old)] = nn.Parameter(values[name], old.requires_grad) if parameter else values[name]
-        plain = copy.deepcopy(self.net, made)
-        update_sizes(plain, shapes_of(values))
+    def _plain(self, sizes: Sizes, memo: dict[int, Any]) -> nn.Module:
+        """A copy of `net` with ordinary weights. `memo` has what is not to be copied, as `copy.deepcopy` wants it."""
+        memo |= {id(axis): axis for axis in self._axes.values()}
+        sampling = self._sampling()
+        converted = [module for module in sampling if not isinstance(module, IntegralLayer)]
+        memo |= {id(m): m.discretize(sizes) for m in sampling if isinstance(m, IntegralLayer)}
+        with torch.autocast(next(iter(self.net.parameters())).device.type, enabled=False):
+            values, _ = sample_modules(converted, sizes, training=False)
+        for module in converted:
+            memo[id(module._rules)] = module._rules
+            for name, value in values[id(module)].items():
+                old = getattr(module, name + NODES)
+                if value.untyped_storage().nbytes() > value.nbytes or value is module._buffers.get(name + CALIBRATED):
+                    value = value.clone()  # a network of its own memory, none of it kept or shared by others
+                memo[id(old)] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+        plain = copy.deepcopy(self.net, memo)
+        shapes = {}
+        for path, module in plain.named_modules():
+            for name, child in list(module.named_children()):
+                if isinstance(child, Axis):
+                    delattr(module, name)
+            if isinstance(module, Sampled):
+                ordinary(module)
+                own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+                shapes |= {f"{path}.{leaf}".lstrip("."): tuple(tensor.shape) for leaf, tensor in own}
+        update_sizes(plain, shapes)
         return plain.train(self.training)
 
-    def parameter_count(self, sizes: Mapping[str, int] | None = None) -> int:
+    def shapes(self, size: Size | None = None) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter and buffer of the plain network at these sizes (default: the current ones)."""
+        sizes = None if size is None else self.sizes_at(size)
+        found = {name: shape_of(module, leaf, sizes) for name, module, leaf in self._places()}
+        sampled = {name + NODES for name in found}
+        others = [*self.net.named_parameters(), *self.net.named_buffers()]
+        found |= {n: tuple(t.shape) for n, t in others if n not in sampled and not n.endswith(CALIBRATED)}
+        return found
+
+    def parameter_count(self, size: Size | None = None) -> int:
         """Parameters of the plain network at these sizes (default: the current ones)."""
-        shapes = self.shapes(sizes)
-        return sum(torch.Size(shapes[name]).numel() for name, _ in self.net.named_parameters())
+        shapes = self.shapes(size)
+        names = (name.removesuffix(NODES) for name, _ in self.net.named_parameters())
+        return sum(torch.Size(shapes[name]).numel() for name in names if name in shapes)
 
     def roughness(self, order: int = 2, power: float = 2.0) -> Tensor:
         """How rough the nodes are: the mean |difference|^power between neighbours, summed over axes.
@@ -338,7 +262,7 @@ class IntegralNetwork(nn.Module):
         """
         if order not in (1, 2):
             raise ValueError(f"order must be 1 or 2, got {order!r}")
-        tensors = dict(self.net.named_parameters())
+        tensors = {name: nodes for name, nodes in self.nodes().items() if isinstance(nodes, nn.Parameter)}
         total: Tensor | None = None
         for tie in self.found.ties:
             for axis in tie.axes if tie.tensor in tensors else ():
@@ -350,43 +274,7 @@ class IntegralNetwork(nn.Module):
             raise ValueError(f"no axis has more than {order} nodes")
         return total
 
-    def train(self, mode: bool = True) -> IntegralNetwork:
-        """Set training mode, and forget the weights kept for eval calls."""
-        self._kept = None
-        return super().train(mode)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_kept": None}
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._calibrated, self._kept = {}, None
-        super()._load_from_state_dict(*args, **kwargs)
+    # state -------------------------------------------------------------------------------------------------------
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={axis.size}/{axis.nodes}" for name, axis in self.axes.items())
-
-
-def _along(ties: list[Tie]) -> tuple[tuple[str, bool] | None, ...] | None:
-    """(axis, integrated) of the first two dimensions, as far as there are any; None if it takes more to say."""
-    if not all(tie.layout.plain and tie.dim < 2 for tie in ties):
-        return None
-    by_dim = {tie.dim: (tie.axes[0], tie.integrated) for tie in ties}
-    return tuple(by_dim.get(d) for d in range(2))
-
-
-def _log(variance: Tensor) -> Tensor:
-    """Variances are sampled as a geometric mean: never negative, whatever the kernel overshoots."""
-    return variance.clamp(min=_TINY).log()
-
-
-def _sample_segments(nodes: Tensor, ties: list[Tie], taps: Callable[..., Taps], backend: str) -> Tensor:
-    """A tensor of any layout at the points of its axes."""
-    wide = arguments.working_dtype(nodes, nodes.dtype)
-    value = nodes.to(wide)
-    for tie in ties:
-
-        def along_axis(piece: Tensor, dim: int, axis: str, tie: Tie = tie) -> Tensor:
-            return interpolate(piece, taps(axis, tie.integrated, nodes), dim, wide, backend)
-
-        value = tie.layout.sample(value, tie.dim, along_axis)
-    return value.to(nodes.dtype)
+        return ", ".join(f"{name}={axis.size}/{axis.nodes}" for name, axis in self._axes.items())

@@ -186,8 +186,7 @@ def curvature_partition(model: IntegralNetwork, name: str, floor: float = 0.1) -
         floor: share of the mean curvature added everywhere, so that flat stretches keep some points.
     """
     axis: Axis = model.axes[name]
-    tensors = dict(model.net.named_parameters())
-    features = axis_features(tensors, model.found.ties, name)
+    features = axis_features(model.nodes(), model.found.ties, name)
     if axis.nodes < 3:
         return axis.partition().detach()
     bend = features.diff(n=2, dim=0).abs().mean(1).double().cpu()  # [M - 2]

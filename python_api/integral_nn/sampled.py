@@ -1,0 +1,213 @@
+"""The sampled weight: a module's tensors computed from nodes along the axes they share, at the sizes last chosen.
+
+    weight = S_out nodes (S_in diag q)^T
+
+A module that samples has `weight_nodes` among its parameters (or buffers), and its class a property `weight` that
+computes the weight. So whatever reads `module.weight`, inside `forward` or not, in any thread, in a recomputation or
+with its parameters gathered from shards, gets the tensor of the current sizes with its gradient. It is never stale,
+for it is not kept: values are shared between readers for the length of one call at most (`held`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from integral_nn.axis import Axis
+from integral_nn.held import CALIBRATED, NODES, STATISTICS, dtype_of, found, held, holds
+from integral_nn.rule import Rule, Sizes
+from integral_nn.sizes import size_properties
+
+
+class Sampled:
+    """Mixed into the class of a module that samples. `_rules` says how, by name of the tensor."""
+
+    _rules: dict[str, Rule]
+    _held: Mapping[str, Tensor] | None = None  # what the call that is being compiled holds
+    _sampled_from: tuple[type[nn.Module], tuple[str, ...]] | None = None
+
+    @property
+    def joins(self) -> bool:
+        """Whether a network samples this module's tensors along with all others when it is called."""
+        return True
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._sampled_from is None:
+            return super().__reduce_ex__(protocol)
+        _, (_, *arguments), *rest = super().__reduce_ex__(protocol)  # type: ignore[misc]
+        return _restored, (*self._sampled_from, *arguments), *rest
+
+
+class SampledNorm(Sampled):
+    """Mixed into norms that keep running statistics along an axis."""
+
+    _calibrated_at: dict[Axis, int] | None = None  # sizes at which the statistics `.._calibrated` were measured
+
+    def calibrated(self, name: str, sizes: Sizes = None) -> Tensor | None:
+        """Statistics measured at the current sizes (or at others), if there are any."""
+        kept = self._buffers.get(name + CALIBRATED)  # type: ignore[attr-defined]
+        if kept is None or self._calibrated_at is None:
+            return None
+        here = all((axis.size if sizes is None else sizes[axis]) == n for axis, n in self._calibrated_at.items())
+        return kept if here else None
+
+    def calibrate(self, values: Mapping[str, Tensor] | None, at: dict[Axis, int] | None) -> None:
+        """Keep statistics measured at these sizes of the network's axes; None forgets them."""
+        self._calibrated_at = at
+        for name in STATISTICS:
+            self._buffers[name + CALIBRATED] = None if values is None else values[name]  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not holds(self):
+            with held([self]):
+                return self.forward(x)
+        mean, var = self.running_mean, self.running_var  # type: ignore[attr-defined]
+        if torch.is_grad_enabled() and (mean.requires_grad or var.requires_grad):
+            return self._affine(x, mean, var)
+        return super().forward(x)  # type: ignore[misc]
+
+    def _affine(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """w (x - mean) / sqrt(var + eps) + b  written as  g x + c.
+
+        Statistics sampled at trainable points carry gradients, which PyTorch's batch norm does not take through them.
+        """
+        gain = (var + self.eps).rsqrt()  # type: ignore[attr-defined]
+        gain = gain if self.weight is None else gain * self.weight  # type: ignore[attr-defined]
+        shift = -mean * gain if self.bias is None else self.bias - mean * gain  # type: ignore[attr-defined]
+        shape = [-1] + [1] * (x.dim() - 2)
+        return x * gain.view(shape) + shift.view(shape)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        for name in STATISTICS:  # of whatever size they were measured at
+            saved = state_dict.get(prefix + name + CALIBRATED)
+            self._buffers[name + CALIBRATED] = None if saved is None else torch.empty_like(  # type: ignore[attr-defined]
+                saved, device=self.running_mean.device  # type: ignore[attr-defined]
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+
+
+# Reading --------------------------------------------------------------------------------------------------------
+
+
+def value_of(module: Any, name: str, dtype: torch.dtype | None = None) -> Any:
+    """A sampled tensor of a module: the running call's, or computed now. None if the module has no such nodes.
+
+    Of `dtype`; by default the nodes', or autocast's where it would cast them.
+    """
+    value = found(module, name)
+    if value is not None and dtype in (None, value.dtype):
+        return value
+    rule = module._rules.get(name)
+    if rule is None:
+        return None
+    if name in STATISTICS and (kept := module.calibrated(name)) is not None:
+        return kept
+    nodes = getattr(module, name + NODES)
+    dtype = dtype or dtype_of(module, nodes)
+    if torch.compiler.is_compiling():
+        return rule.value(nodes, dtype)
+    check_not_resized(name, rule)
+    # Hooks of saved tensors belong to whoever checkpoints or offloads the module: they count what its own operations
+    # save, the same number when its tensors are computed once more as when a call holds them.
+    with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is) if torch.is_grad_enabled() else _nothing:
+        return rule.value(nodes, dtype)
+
+
+_nothing = contextlib.nullcontext()
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def check_not_resized(name: str, rule: Rule) -> None:
+    """Raise RuntimeError where a backward pass computes a weight once more after its axis was resized.
+
+    Autograd numbers its nodes in the order of the forward pass, thread by thread: a resize notes the number it met.
+    """
+    if torch._C._current_graph_task_id() == -1:
+        return
+    node = torch._C._current_autograd_node()
+    for axis_name, axis in rule.axes.items():
+        thread, number = axis.resized_at
+        if node is not None and thread == threading.get_ident() and node._sequence_nr() < number:
+            raise RuntimeError(
+                f"{name} is computed again in the backward pass of a forward pass that ran before axis {axis_name!r} "
+                f"was resized to {axis.size}: resize after the backward pass"
+            )
+
+
+def sampled_property(name: str) -> property:
+    """A tensor of a module, computed from its nodes."""
+
+    def get(module: Any) -> Tensor:
+        return value_of(module, name)
+
+    def refuse(module: Any, value: object) -> None:
+        raise AttributeError(f"{name} is computed from {name}{NODES}, which can be written in its place")
+
+    return property(get, refuse, doc=f"Sampled from `{name}{NODES}` at the current sizes.")
+
+
+def shape_of(module: Any, name: str, sizes: Sizes = None) -> tuple[int, ...]:
+    """The shape of a sampled tensor at the current sizes (or at others)."""
+    return module._rules[name].shape(getattr(module, name + NODES).shape, sizes)
+
+
+# Modules that sample, and back ----------------------------------------------------------------------------------
+
+
+@functools.cache
+def sampled_class(base: type[nn.Module], names: tuple[str, ...]) -> Any:
+    """A subclass of `base` in which the tensors `names` are computed from nodes, and the module's sizes with them."""
+    norm = issubclass(base, nn.modules.batchnorm._NormBase) and set(STATISTICS) <= set(names)
+    body: dict[str, Any] = {name: sampled_property(name) for name in names}
+    body |= size_properties(base, names, shape_of)
+    body |= {"_sampled_from": (base, names), "__doc__": base.__doc__}
+    return type(f"Sampled{base.__name__}", (SampledNorm if norm else Sampled, base), body)
+
+
+def _restored(base: type[nn.Module], names: tuple[str, ...], *arguments: Any) -> nn.Module:
+    made = sampled_class(base, names)
+    return made.__new__(made, *arguments)
+
+
+def sample_from_nodes(module: nn.Module, rules: Mapping[str, Rule]) -> None:
+    """Make sampled tensors of those parameters and buffers of a module that `rules` names; they hold nodes now."""
+    own = tuple(sorted({*module._parameters, *module._buffers} & set(rules)))
+    _rename(module, {name: name + NODES for name in own})
+    module.__class__ = sampled_class(type(module), own)
+    module.__dict__.update(_rules={name: rules[name] for name in own}, _held=None)
+    if isinstance(module, SampledNorm):
+        for name in STATISTICS:
+            module.register_buffer(name + CALIBRATED, None)
+
+
+def ordinary(module: Any) -> None:
+    """The reverse, on a module whose nodes were replaced by values: of the class it had, with sizes as they are."""
+    base, names = module._sampled_from
+    own = {name: module.__dict__[name] for name in size_properties(base, names, shape_of)}
+    if isinstance(module, SampledNorm):
+        for name in STATISTICS:
+            del module._buffers[name + CALIBRATED]
+        module.__dict__.pop("_calibrated_at", None)
+    del module.__dict__["_rules"], module.__dict__["_held"]
+    _rename(module, {name + NODES: name for name in names})
+    module.__class__ = base
+    module.__dict__.update(own)
+
+
+def _rename(module: nn.Module, names: Mapping[str, str]) -> None:
+    """Rename parameters and buffers, which keep their order."""
+    for table in (module._parameters, module._buffers):
+        items = [(names.get(name, name), tensor) for name, tensor in table.items()]
+        table.clear()
+        table.update(items)  # type: ignore[arg-type]
+    kept = module._non_persistent_buffers_set
+    module._non_persistent_buffers_set = {names.get(name, name) for name in kept}
