@@ -39,9 +39,9 @@ def load() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[train], labels[train], images[test], labels[test]
 
 
-def integral_net() -> tuple[nn.Sequential, list[inn.Axis]]:
+def integral_net() -> inn.IntegralNetwork:
     """Three convolutions and a classifier; the three hidden widths are continuous axes."""
-    a, b, c = axes = [inn.Axis(m, quadrature="midpoint", size_range=(m // 2, m)) for m in CHANNELS]
+    a, b, c = [inn.Axis(m, quadrature="midpoint", size_range=(m // 2, m)) for m in CHANNELS]
     net = nn.Sequential(
         inn.IntegralConv2d(1, a, 3, padding=1),
         nn.ReLU(),
@@ -53,7 +53,7 @@ def integral_net() -> tuple[nn.Sequential, list[inn.Axis]]:
         nn.Flatten(),
         inn.IntegralLinear(c, 10),
     )
-    return net, axes
+    return inn.IntegralNetwork(net)
 
 
 def discrete_net() -> nn.Sequential:
@@ -78,16 +78,16 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.roll(F.pad(images, (1, 1, 1, 1), value=-0.5), (dy, dx), (2, 3))[:, :, 1:-1, 1:-1]
 
 
-def train(net: nn.Module, axes: list[inn.Axis], images: Tensor, labels: Tensor, steps: int, title: str) -> None:
-    """Adam with a one-cycle rate; with axes, every step draws their sizes at random (Algorithm 1)."""
+def train(net: nn.Module, images: Tensor, labels: Tensor, steps: int, title: str) -> None:
+    """Adam with a one-cycle rate; an integral network draws sizes at random at every step (Algorithm 1)."""
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
     net.train()
     for _ in tqdm(range(steps), title, mininterval=1):
         batch = torch.randint(len(labels), (128,), generator=generator)
-        for axis in axes:
-            axis.resample(generator)
+        if isinstance(net, inn.IntegralNetwork):
+            net.resample(generator)
         loss = F.cross_entropy(net(augmented(images[batch], generator)), labels[batch], label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
@@ -107,11 +107,6 @@ def cut_by_l1(net: nn.Sequential, width: float) -> nn.Sequential:
         layer.bias = nn.Parameter(layer.bias.detach()[keep])
         following.weight = nn.Parameter(following.weight.detach()[:, keep])
     return net
-
-
-def plain(net: nn.Sequential) -> nn.Sequential:
-    """The ordinary network of the current sizes."""
-    return nn.Sequential(*(m.discretize() if hasattr(m, "discretize") else copy.deepcopy(m) for m in net)).eval()
 
 
 @torch.no_grad()
@@ -147,17 +142,15 @@ def main() -> None:
 
     images, labels, test_images, test_labels = load()
     torch.manual_seed(0)
-    integral, axes = integral_net()
-    train(integral, axes, images, labels, options.steps, "integral network")
+    integral = integral_net()
+    train(integral, images, labels, options.steps, "integral network")
     torch.manual_seed(0)
     discrete = discrete_net()
-    train(discrete, [], images, labels, options.steps, "ordinary network")
+    train(discrete, images, labels, options.steps, "ordinary network")
 
     rows = []
     for width in WIDTHS:
-        for axis in axes:
-            axis.resize(width)
-        small, cut = plain(integral), cut_by_l1(discrete, width).eval()
+        small, cut = integral.at(width), cut_by_l1(discrete, width).eval()
         rows.append(
             (
                 width,

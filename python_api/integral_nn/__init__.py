@@ -25,6 +25,7 @@ from integral_nn.linear import IntegralLinear, integral_linear
 from integral_nn.network import IntegralNetwork
 from integral_nn.norms import recalibrate
 from integral_nn.search import find_axes
+from integral_nn.snapshots import Snapshots
 from integral_nn.symbolic import ConversionError
 from integral_nn.tune import compressed_sizes, curvature_partition, tune_partitions
 
@@ -39,6 +40,7 @@ __all__ = [
     "IntegralLinear",
     "IntegralNetwork",
     "Report",
+    "Snapshots",
     "capacity",
     "compressed_sizes",
     "convert",

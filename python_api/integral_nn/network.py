@@ -201,7 +201,7 @@ class IntegralNetwork(nn.Module):
 
     def discretize(self, size: Size | None = None) -> nn.Module:
         """A plain network of the current sizes (or of others): ordinary modules and weights, no trace of axes."""
-        return self._plain(None if size is None else self.sizes_at(size), {})
+        return self.plain_at(None if size is None else self.sizes_at(size), {}).train(self.training)
 
     def at(self, size: Size) -> nn.Module:
         """A plain network of these sizes to call from any number of threads: in eval mode, its weights fixed.
@@ -211,7 +211,7 @@ class IntegralNetwork(nn.Module):
         return self.discretize(size).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def _plain(self, sizes: Sizes, memo: dict[int, Any]) -> nn.Module:
+    def plain_at(self, sizes: Sizes, memo: dict[int, Any]) -> nn.Module:
         """A copy of `net` with ordinary weights. `memo` has what is not to be copied, as `copy.deepcopy` wants it."""
         memo |= {id(axis): axis for axis in self._axes.values()}
         sampling = self._sampling()
@@ -237,7 +237,7 @@ class IntegralNetwork(nn.Module):
                 own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
                 shapes |= {f"{path}.{leaf}".lstrip("."): tuple(tensor.shape) for leaf, tensor in own}
         update_sizes(plain, shapes)
-        return plain.train(self.training)
+        return plain
 
     def shapes(self, size: Size | None = None) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter and buffer of the plain network at these sizes (default: the current ones)."""
