@@ -76,8 +76,8 @@ def grid_sample_tensor(nodes: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _grid_sampled(model: IntegralNetwork, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    parameters = dict(model.net.named_parameters())
-    return {name: grid_sample_tensor(parameters[name], shape) for name, shape in shapes.items()}
+    tensors = dict(model.net.named_parameters()) | model.nodes()
+    return {name: grid_sample_tensor(tensors[name], shape) for name, shape in shapes.items()}
 
 
 def resizes(model: IntegralNetwork, share: float) -> tuple[Runs, dict[str, float], int]:
@@ -105,8 +105,8 @@ def resizes(model: IntegralNetwork, share: float) -> tuple[Runs, dict[str, float
                 to.copy_(tensor)
 
     sampled = {name: value for name, value in resize().items()}  # type: ignore[attr-defined]
-    names = dict(model.net.named_parameters())
-    shapes = {name: value.shape for name, value in sampled.items() if name in names}
+    nodes = model.nodes()
+    shapes = {name: value.shape for name, value in sampled.items() if isinstance(nodes[name], nn.Parameter)}
 
     def through_grid_sample() -> object:
         with torch.no_grad():

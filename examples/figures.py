@@ -59,7 +59,7 @@ def continuous(options: argparse.Namespace) -> None:
     """Fig. 4: a weight along one axis, for one input channel and one kernel offset."""
     model = trained(options.steps)["trained at random widths"]
     name, axis = next(iter(model.axes.items()))
-    nodes = model.net.get_parameter(f"{name}.weight").detach()[:, :1, 1, 1]  # [M, 1]
+    nodes = model.nodes()[f"{name}.weight"].detach()[:, :1, 1, 1]  # [M, 1]
     count, points = axis.nodes, round(0.6 * axis.nodes)
     fine = inn.midpoint_partition(2000)
 

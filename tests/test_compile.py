@@ -195,7 +195,7 @@ def test_eval_modules(mode):
             model[0].out_axis.resize(size)
             torch.testing.assert_close(compiled(IMAGES), model(IMAGES), rtol=0, atol=1e-12)
     with torch.no_grad():
-        model[0].nodes.add_(0.5)
+        model[0].weight_nodes.add_(0.5)
         torch.testing.assert_close(compiled(IMAGES), model(IMAGES), rtol=0, atol=1e-12)
 
 

@@ -47,7 +47,7 @@ def test_linear_is_the_function(dataflow, backend):
     layer = inn.IntegralLinear(in_axis, out_axis, dataflow=dataflow, backend=backend, dtype=torch.float64)
     x = rand(3, 5)
     expected = inn.integral_linear(
-        x, layer.nodes, layer.bias, 9, 5, scale=6.0, boundary="keys", a=-0.5, backend=backend
+        x, layer.weight_nodes, layer.bias_nodes, 9, 5, scale=6.0, boundary="keys", a=-0.5, backend=backend
     )
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-13)
 
@@ -60,7 +60,9 @@ def test_conv_is_the_function(rank, dataflow, backend):
     window = {"stride": 2, "padding": 1, "dilation": 1}
     layer = CONVS[rank](in_axis, out_axis, 3, **window, dataflow=dataflow, backend=backend, dtype=torch.float64)
     x = rand(2, 5, *[6] * rank)
-    expected = function(x, layer.nodes, layer.bias, 9, 5, quadrature="midpoint", scale=7.0, **window, backend=backend)
+    expected = function(
+        x, layer.weight_nodes, layer.bias_nodes, 9, 5, quadrature="midpoint", scale=7.0, **window, backend=backend
+    )
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
 
 
@@ -69,24 +71,24 @@ def test_parameters_look_like_the_layers_they_stand_for():
     ours = inn.IntegralConv2d(inn.Axis(8), inn.Axis(6), (3, 2), bias=True)
     torch.manual_seed(3)
     plain = nn.Conv2d(8, 6, (3, 2))
-    assert ours.nodes.shape == plain.weight.shape and ours.bias.shape == plain.bias.shape
-    assert sorted(ours.state_dict()) == ["bias", "nodes"]
-    assert torch.equal(ours.nodes, plain.weight) and torch.equal(ours.bias, plain.bias)
+    assert ours.weight_nodes.shape == plain.weight.shape and ours.bias_nodes.shape == plain.bias.shape
+    assert sorted(ours.state_dict()) == ["bias_nodes", "weight_nodes"]
+    assert torch.equal(ours.weight_nodes, plain.weight) and torch.equal(ours.bias_nodes, plain.bias)
     assert inn.IntegralLinear(4, 5, bias=False).bias is None
-    assert inn.IntegralLinear(4, 5, dtype=torch.bfloat16).nodes.dtype == torch.bfloat16
-    assert inn.IntegralLinear(inn.Axis(4), 5, device="meta").nodes.device.type == "meta"
+    assert inn.IntegralLinear(4, 5, dtype=torch.bfloat16).weight_nodes.dtype == torch.bfloat16
+    assert inn.IntegralLinear(inn.Axis(4), 5, device="meta").weight_nodes.device.type == "meta"
 
 
 def test_full_size_is_the_dense_layer_with_halved_ends():
     layer = inn.IntegralLinear(inn.Axis(8), inn.Axis(5), dtype=torch.float64)
-    weight = layer.nodes.detach().clone()
+    weight = layer.weight_nodes.detach().clone()
     weight[:, [0, -1]] /= 2
     x = rand(3, 8)
-    torch.testing.assert_close(layer(x), F.linear(x, weight, layer.bias), rtol=0, atol=1e-13)
+    torch.testing.assert_close(layer(x), F.linear(x, weight, layer.bias_nodes), rtol=0, atol=1e-13)
     layer = inn.IntegralLinear(
         inn.Axis(8, quadrature="midpoint"), inn.Axis(5, quadrature="midpoint"), dtype=torch.float64
     )
-    torch.testing.assert_close(layer(x), F.linear(x, layer.nodes, layer.bias), rtol=0, atol=1e-13)
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight_nodes, layer.bias_nodes), rtol=0, atol=1e-13)
 
 
 # Sizes ------------------------------------------------------------------------------------------------------
@@ -196,30 +198,7 @@ def test_discretize_keeps_the_window(rank):
     torch.testing.assert_close(plain(x), layer(x), **SAME)
 
 
-# The weight kept between eval calls -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """How often a layer samples its weight anew."""
-    calls = []
-    sampled = inn.IntegralLinear.sampled
-    monkeypatch.setattr(
-        inn.IntegralLinear, "sampled", lambda self, dtype=None: calls.append(dtype) or sampled(self, dtype)
-    )
-    return calls
-
-
-def test_eval_reuses_the_weight(counted):
-    axis = inn.Axis(8, 6)
-    layer, x = inn.IntegralLinear(axis, 5).eval(), rand(3, 6, dtype=torch.float32)
-    with torch.no_grad():
-        first = layer(x)
-        for _ in range(3):
-            assert torch.equal(layer(x), first)
-    assert len(counted) == 1
-    torch.testing.assert_close(layer(x), first, **SAME)  # with gradients on: not the kept one
-    assert layer(x).requires_grad
+# Changes are seen ------------------------------------------------------------------------------------------
 
 
 def rewrite(p):
@@ -228,15 +207,15 @@ def rewrite(p):
 
 
 CHANGES = {
-    "nodes in place": lambda layer: rewrite(layer.nodes),
-    "bias in place": lambda layer: rewrite(layer.bias),
+    "nodes in place": lambda layer: rewrite(layer.weight_nodes),
+    "bias in place": lambda layer: rewrite(layer.bias_nodes),
     "resize": lambda layer: layer.out_axis.resize(4),
     "delta in place": lambda layer: rewrite(layer.out_axis.delta),
     "load_state_dict": lambda layer: layer.load_state_dict({k: v + 1 for k, v in layer.state_dict().items()}),
     "load_state_dict(assign=True)": lambda layer: layer.load_state_dict(
         {k: v + 1 for k, v in layer.state_dict().items()}, assign=True
     ),
-    "a new parameter": lambda layer: setattr(layer, "nodes", nn.Parameter(layer.nodes.detach() + 1)),
+    "a new parameter": lambda layer: setattr(layer, "weight_nodes", nn.Parameter(layer.weight_nodes.detach() + 1)),
     "scale": lambda layer: setattr(layer, "scale", 0.5),
     "double": lambda layer: layer.double(),
     "another axis": lambda layer: setattr(layer, "out_axis", inn.Axis(7, 3)),
@@ -253,7 +232,7 @@ def test_a_change_is_seen(change, mode):
         before = layer(x)
         assert torch.equal(layer(x), before)
     CHANGES[change](layer)
-    x = x.to(layer.nodes.dtype)
+    x = x.to(layer.weight_nodes.dtype)
     with mode():
         after = layer(x)
     assert after.shape != before.shape or after.dtype != before.dtype or not torch.equal(after, before)
@@ -276,12 +255,12 @@ def test_an_optimizer_step_is_seen(optimizer, options):
     torch.testing.assert_close(after, layer(x), **SAME)
 
 
-def test_train_forgets_the_weight():
+def test_a_write_that_escapes_version_counters_is_seen():
     layer = inn.IntegralLinear(inn.Axis(8), 5).eval()
     with torch.no_grad():
         layer(rand(3, 8, dtype=torch.float32))
-        layer.nodes.data.zero_()  # escapes version counters
-        assert bool((layer.train().eval()(rand(3, 8, dtype=torch.float32)) == layer.bias).all())
+        layer.weight_nodes.data.zero_()
+        assert bool((layer(rand(3, 8, dtype=torch.float32)) == layer.bias).all())
 
 
 # Dtypes and layouts -----------------------------------------------------------------------------------------
@@ -300,7 +279,7 @@ def test_autocast(dataflow, backend):
     layer.float()
     with torch.autocast("cpu", torch.bfloat16):
         layer(x).sum().backward()
-    assert layer.nodes.grad.dtype == torch.float32 and layer.bias.grad.dtype == torch.float32
+    assert layer.weight_nodes.grad.dtype == torch.float32 and layer.bias_nodes.grad.dtype == torch.float32
 
 
 def test_autocast_leaves_float64_alone_and_eval_keeps_one_weight_a_dtype():
@@ -350,11 +329,11 @@ def test_empty_and_unbatched(dataflow):
 def test_depthwise_follows_its_axis():
     axis = inn.Axis(8)
     layer = inn.IntegralConv2d(axis, axis, 3, groups=8, padding=1, dtype=torch.float64)
-    assert layer.nodes.shape == (8, 1, 3, 3) and layer.depthwise
+    assert layer.weight_nodes.shape == (8, 1, 3, 3) and layer.depthwise
     for size in (5, 8, 13):
         axis.resize(size)
         x = rand(2, size, 6, 6)
-        weight = inn.discretize(layer.nodes, size)
+        weight = inn.discretize(layer.weight_nodes, size)
         expected = F.conv2d(x, weight, inn.discretize(layer.bias, size), padding=1, groups=size)
         torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-13)
 
@@ -364,7 +343,7 @@ def test_backward_twice_through_a_layer():
     x = rand(3, 6).requires_grad_()
     (dx,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
     dx.pow(2).sum().backward()
-    assert layer.nodes.grad is not None and float(layer.nodes.grad.abs().max()) > 0
+    assert layer.weight_nodes.grad is not None and float(layer.weight_nodes.grad.abs().max()) > 0
 
 
 def test_repr_names_sizes_of_nodes():
@@ -387,7 +366,7 @@ def test_parametrizations():
     layer = inn.IntegralLinear(inn.Axis(8, 6), 5)
     x = rand(3, 6, dtype=torch.float32)
     expected = layer(x)
-    nn.utils.parametrizations.weight_norm(layer, "nodes")
+    nn.utils.parametrizations.weight_norm(layer, "weight_nodes")
     torch.testing.assert_close(layer(x), expected, **SAME)
     layer(x).sum().backward()
     assert all(p.grad is not None for p in layer.parameters())

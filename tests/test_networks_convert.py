@@ -45,7 +45,7 @@ def test_axes(case):
 
 def test_every_dimension_is_accounted_for(case):
     _, _, model = case
-    tensors = dict(model.net.named_parameters())
+    tensors = dict(model.discretize().named_parameters())
     for name, tensor in tensors.items():
         for dim, size in enumerate(tensor.shape[:2]):
             tied = any((t.tensor, t.dim) == (name, dim) for t in model.found.ties)
@@ -154,8 +154,8 @@ def test_training_at_random_sizes(case):
         loss.backward()
         for axis in model.axes:
             for tie in model.found.ties_of(axis):
-                parameter = dict(model.net.named_parameters()).get(tie.tensor)
-                if parameter is not None and parameter.dim() > 1:
+                parameter = model.nodes().get(tie.tensor)
+                if isinstance(parameter, nn.Parameter) and parameter.dim() > 1:
                     assert parameter.grad is not None and parameter.grad.abs().sum() > 0, tie.tensor
 
 
@@ -194,7 +194,7 @@ def test_more_and_fewer_nodes():
         fewer = inn.convert(net, inputs, nodes=0.75, quadrature=quadrature)
         assert fewer.axes["2"].nodes == 6
         assert 1e-5 < fewer.report.error < 2
-        nodes = dict(fewer.net.named_parameters())["2.weight"]
+        nodes = fewer.nodes()["2.weight"]
         best = (fewer.sampled()["2.weight"] - _reordered(net, fewer)["2.weight"]).square().sum()
         with torch.no_grad():  # least squares: no change of the nodes comes nearer
             nodes += 1e-3 * torch.randn(nodes.shape, generator=torch.Generator().manual_seed(0))
@@ -392,15 +392,15 @@ def test_attention_with_fast_path():
 
 
 def test_a_module_replaced_after_the_conversion_is_the_one_that_runs():
-    """As `convert_sync_batchnorm` does: what was there at the conversion must not be sampled on."""
+    """What was there at the conversion must not be sampled on."""
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 2, 1)).eval()
     x = torch.randn(2, 3, 6, 6)
     model = inn.convert(net, x, fold=False, permute=False).eval()
     other = copy.deepcopy(model.net[1])
-    torch.nn.init.normal_(other.weight)
-    other.running_mean = torch.randn(8)
+    torch.nn.init.normal_(other.weight_nodes)
+    other.running_mean_nodes = torch.randn(8)
     model.net[1] = other
     want = copy.deepcopy(net)
-    want[1].load_state_dict(other.state_dict())
+    want[1].load_state_dict({name.removesuffix("_nodes"): t for name, t in other.state_dict().items()})
     with torch.no_grad():
         torch.testing.assert_close(model(x), want(x), rtol=1e-5, atol=1e-5)

@@ -249,10 +249,10 @@ def test_recalibrate(digits):
 def test_statistics_follow_training(digits):
     net, x, *_ = digits
     model = inn.convert(net, x[:2], fold=False).train()
-    old = model.net[1].running_mean.clone()
+    old = model.net[1].running_mean_nodes.clone()
     model.resize(0.5)
     model(3 * x[:64])
-    moved = model.net[1].running_mean - old
+    moved = model.net[1].running_mean_nodes - old
     assert moved.abs().max() > 0
     reference = model.discretize().train()
     sampled = reference[1].running_mean.clone()

@@ -250,7 +250,12 @@ def test_tied_weights_stay_tied():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.a, self.b, self.last = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(16, 12), nn.Linear(12, 2)
+            self.first, self.a, self.b, self.last = (
+                nn.Linear(6, 16),
+                nn.Linear(16, 12),
+                nn.Linear(16, 12),
+                nn.Linear(12, 2),
+            )
             self.b.weight = self.a.weight
 
         def forward(self, x):

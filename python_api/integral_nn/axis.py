@@ -82,6 +82,11 @@ class Axis(nn.Module):
         if trainable:
             self.make_trainable()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("nodes", "quadrature", "basis") and "_tables" in self.__dict__:
+            self._keep({})
+
     @property
     def size(self) -> int:
         """K, the current number of points."""
@@ -201,9 +206,7 @@ class Axis(nn.Module):
                 _mark_dynamic(copied.start, copied.weight)
                 self._traced[" ".join(map(str, key))] = copied
 
-    def _fixed_taps(
-        self, size: int, weighted: bool, scale: float, dtype: torch.dtype, device: torch.device
-    ) -> Taps:
+    def _fixed_taps(self, size: int, weighted: bool, scale: float, dtype: torch.dtype, device: torch.device) -> Taps:
         return taps_for(
             size,
             self.nodes,

@@ -276,9 +276,7 @@ def _nodes(weight: Tensor, ties: list[Tie], axes: dict[str, Axis], scales: dict[
     return nodes.to(dtype)
 
 
-def _sample_all(
-    net: nn.Module, found: AxisSet, axes: Mapping[str, Axis], scales: Mapping[str, float]
-) -> None:
+def _sample_all(net: nn.Module, found: AxisSet, axes: Mapping[str, Axis], scales: Mapping[str, float]) -> None:
     """Let every module sample those of its tensors that run along an axis; ties between modules stay."""
     ties: dict[str, list[Tie]] = {}
     for tie in found.ties:

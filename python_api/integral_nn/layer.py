@@ -60,6 +60,11 @@ class IntegralLayer(Sampled, nn.Module):
         self._rules, self._held = self._make_rules(), None
         self.reset_parameters()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("in_axis", "out_axis", "scale", "backend") and "_rules" in self.__dict__:
+            self._rules = self._make_rules()
+
     def _make_rules(self) -> dict[str, Rule]:
         axes = {name: axis for name, axis in (("out", self.out_axis), ("in", self.in_axis)) if axis is not None}
         ties = {

@@ -59,9 +59,7 @@ class Rule:
         """Whether no axis has a trainable partition."""
         return all(axis.delta is None for axis in self.axes.values())
 
-    def along(
-        self, nodes: Tensor, dtype: torch.dtype, sizes: Sizes = None, made: Made = None
-    ) -> list[Taps | None]:
+    def along(self, nodes: Tensor, dtype: torch.dtype, sizes: Sizes = None, made: Made = None) -> list[Taps | None]:
         """Taps of the first two dimensions (the first, of a vector) of a plain tensor."""
         wide = arguments.working_dtype(nodes, dtype)
         found: list[Taps | None] = [None] * min(nodes.dim(), 2)
@@ -69,9 +67,7 @@ class Rule:
             found[tie.dim] = self._taps(tie, tie.axes[0], wide, nodes.device, sizes, made)
         return found
 
-    def _taps(
-        self, tie: Tie, name: str, wide: torch.dtype, device: torch.device, sizes: Sizes, made: Made
-    ) -> Taps:
+    def _taps(self, tie: Tie, name: str, wide: torch.dtype, device: torch.device, sizes: Sizes, made: Made) -> Taps:
         axis = self.axes[name]
         if torch.compiler.is_compiling():
             table = axis.traced_taps(f"{self._traced[name] if tie.integrated else 'False 1.0'} {wide} {device}")
@@ -98,7 +94,9 @@ class Rule:
             for tie in self.ties:
 
                 def along_axis(piece: Tensor, dim: int, name: str, tie: Tie = tie) -> Tensor:
-                    return interpolate(piece, self._taps(tie, name, wide, piece.device, sizes, made), dim, wide, backend)
+                    return interpolate(
+                        piece, self._taps(tie, name, wide, piece.device, sizes, made), dim, wide, backend
+                    )
 
                 value = tie.layout.sample(value, tie.dim, along_axis)
             value = value.to(dtype)

@@ -86,8 +86,13 @@ class SampledNorm(Sampled):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         for name in STATISTICS:  # of whatever size they were measured at
             saved = state_dict.get(prefix + name + CALIBRATED)
-            self._buffers[name + CALIBRATED] = None if saved is None else torch.empty_like(  # type: ignore[attr-defined]
-                saved, device=self.running_mean.device  # type: ignore[attr-defined]
+            self._buffers[name + CALIBRATED] = (
+                None
+                if saved is None
+                else torch.empty_like(  # type: ignore[attr-defined]
+                    saved,
+                    device=self.running_mean.device,  # type: ignore[attr-defined]
+                )
             )
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
 
@@ -115,15 +120,16 @@ def value_of(module: Any, name: str, dtype: torch.dtype | None = None) -> Any:
     check_not_resized(name, rule)
     # Hooks of saved tensors belong to whoever checkpoints or offloads the module: they count what its own operations
     # save, the same number when its tensors are computed once more as when a call holds them.
-    with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is) if torch.is_grad_enabled() else _nothing:
+    with _HIDDEN if torch.is_grad_enabled() else _NOTHING:
         return rule.value(nodes, dtype)
-
-
-_nothing = contextlib.nullcontext()
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
+
+
+_HIDDEN = torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+_NOTHING = contextlib.nullcontext()
 
 
 def check_not_resized(name: str, rule: Rule) -> None:
