@@ -4,8 +4,8 @@
     d nodes_n = S_out_n^T dW_n S_in_n
 
 Each is the other's gradient, so backward passes of any order are made of the same two. Taps are constants here: tensors
-along trainable partitions are sampled one by one (`discretize`). Nothing is saved for backward but taps, which belong to
-the axes.
+along trainable partitions are sampled one by one (`discretize`). Nothing is saved for backward but taps, which belong
+to the axes.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ BUCKET = 25 << 20
 STATISTICS = ("running_mean", "running_var")
 
 _LOW_PRECISION = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)  # whose weights autocast casts
-_held: ContextVar[dict[int, dict[str, Tensor]]] = ContextVar("held", default={})  # by identity of the module
+_NOTHING: dict[int, dict[str, Tensor]] = {}
+_held: ContextVar[dict[int, dict[str, Tensor]]] = ContextVar("held", default=_NOTHING)  # by identity of the module
 
 
 class Entry(NamedTuple):

@@ -20,14 +20,16 @@ from integral_nn.sampled import Sampled, sampled_property
 Dimension = Union[Axis, int]
 
 
-class IntegralLayer(Sampled, nn.Module):
+class IntegralLayer(Sampled):
     """Nodes [M_out, M_in, *kernel] over two axes. An int in place of an axis is a discrete dimension of that size.
 
-    The nodes, `weight_nodes` and `bias_nodes`, have the layout of the discrete weight and bias they replace; `weight` and
-    `bias` are those of the current sizes. `scale` defaults to the one that gives the quadrature unit interior weights at
-    full size, so that nodes are initialised like the discrete weight.
+    The nodes, `weight_nodes` and `bias_nodes`, have the layout of the discrete weight and bias they replace; `weight`
+    and `bias` are those of the current sizes. `scale` defaults to the one that gives the quadrature unit interior
+    weights at full size, so that nodes are initialised like the discrete weight.
     """
 
+    weight_nodes: nn.Parameter
+    bias_nodes: nn.Parameter | None
     weight = sampled_property("weight")
     bias = sampled_property("bias")
 

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
 
 from integral_nn.axes import AxisSet
 from integral_nn.axis import Axis
-from integral_nn.held import CALIBRATED, NODES, held, sample_modules
 from integral_nn.hand_built import axes_of_layers
+from integral_nn.held import CALIBRATED, NODES, held, sample_modules
 from integral_nn.layer import IntegralLayer
 from integral_nn.rule import Sizes
-from integral_nn.sampled import Sampled, SampledNorm, ordinary, shape_of
+from integral_nn.sampled import Sampled, ordinary, shape_of
 from integral_nn.sizes import update_sizes
 
-Size = float | Mapping[str, int | float]
+Size = Union[float, Mapping[str, Union[int, float]]]
 
 
 class Axes(Mapping[str, Axis]):
@@ -179,7 +179,7 @@ class IntegralNetwork(nn.Module):
         return [module for module in self.net.modules() if isinstance(module, Sampled)]
 
     def sampled(self) -> dict[str, Tensor]:
-        """Every tensor that runs along an axis, at the current sizes, differentiable; by its name in the plain network."""
+        """Every tensor that runs along an axis, at the current sizes, differentiable; by name in the plain network."""
         values, _ = sample_modules(self._sampling())
         return {name: values[id(module)][leaf] for name, module, leaf in self._places()}
 
@@ -227,7 +227,7 @@ class IntegralNetwork(nn.Module):
                     value = value.clone()  # a network of its own memory, none of it kept or shared by others
                 memo[id(old)] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
         plain = copy.deepcopy(self.net, memo)
-        shapes = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for path, module in plain.named_modules():
             for name, child in list(module.named_children()):
                 if isinstance(child, Axis):
