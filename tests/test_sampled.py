@@ -1,9 +1,10 @@
-"""The sampled weight: whoever reads a module's weight, whenever and in whatever thread, gets that of the current sizes."""
+"""The sampled weight: whoever reads a module's weight, at any time, in any thread, gets that of the current sizes."""
 
 from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 import threading
 
@@ -34,10 +35,8 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.stem(x))
-        if self.recompute:
-            z = checkpoint(self.block, y, use_reentrant=self.recompute == "reentrant")
-        else:
-            z = self.block(y)
+        reentrant = self.recompute == "reentrant"
+        z = checkpoint(self.block, y, use_reentrant=reentrant) if self.recompute else self.block(y)
         y = torch.cat([y + z, self.side(x)], 1)
         return self.head(self.norm(y).mean((2, 3)))
 
@@ -218,7 +217,7 @@ def test_a_write_is_seen_whatever_way_it_takes(make):
         nodes.grad = torch.ones_like(nodes)
         optimizer.step()
         seen.append(model(IMAGE))
-        for a, b in zip(seen, seen[1:]):
+        for a, b in itertools.pairwise(seen):
             assert not torch.equal(a, b)
         assert torch.equal(seen[-1], model.discretize()(IMAGE))
 

@@ -25,7 +25,7 @@ from integral_nn.rule import Rule, Sizes
 from integral_nn.sizes import size_properties
 
 
-class Sampled:
+class Sampled(nn.Module):
     """Mixed into the class of a module that samples. `_rules` says how, by name of the tensor."""
 
     _rules: dict[str, Rule]
@@ -51,7 +51,7 @@ class SampledNorm(Sampled):
 
     def calibrated(self, name: str, sizes: Sizes = None) -> Tensor | None:
         """Statistics measured at the current sizes (or at others), if there are any."""
-        kept = self._buffers.get(name + CALIBRATED)  # type: ignore[attr-defined]
+        kept = self._buffers.get(name + CALIBRATED)
         if kept is None or self._calibrated_at is None:
             return None
         here = all((axis.size if sizes is None else sizes[axis]) == n for axis, n in self._calibrated_at.items())
@@ -61,7 +61,7 @@ class SampledNorm(Sampled):
         """Keep statistics measured at these sizes of the network's axes; None forgets them."""
         self._calibrated_at = at
         for name in STATISTICS:
-            self._buffers[name + CALIBRATED] = None if values is None else values[name]  # type: ignore[attr-defined]
+            self._buffers[name + CALIBRATED] = None if values is None else values[name]
 
     def forward(self, x: Tensor) -> Tensor:
         if not holds(self):

@@ -15,8 +15,8 @@ from integral_nn.network import IntegralNetwork
 class Snapshots:
     """Plain networks of any size, all from the nodes that a model has now.
 
-    The nodes are copied once, here: training the model further changes none of the networks, and none is ever stale. What
-    no axis runs along is shared by all of them. Any number of threads may ask for networks and call them.
+    The nodes are copied once, here: training the model further changes none of the networks, and none is ever stale.
+    What no axis runs along is shared by all of them. Any number of threads may ask for networks and call them.
 
     Args:
         model: an integral network.
