@@ -77,12 +77,12 @@ def check_example_inputs(example_inputs: object) -> tuple:
     return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
 
 
-def names_in(names: Any, argument: str, kind: str) -> list[str]:
+def names_in(names: Any, argument: str) -> list[str]:
     """Names given as one string or as an iterable of them."""
     given = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
     for name in given:
         if not isinstance(name, str):
-            raise TypeError(f"{argument} must be names of {kind}, got {type(name).__name__}")
+            raise TypeError(f"{argument} must be a name or names, got {type(name).__name__}")
     return given
 
 
@@ -94,9 +94,8 @@ def check_axis_name(name: object, axes: Collection[str], argument: str) -> None:
 
 def check_window(rank: int, stride: Any, padding: Any, dilation: Any) -> None:
     """Raise unless stride, padding and dilation are what a convolution over `rank` dimensions takes."""
-    plain = type(stride) is type(padding) is type(dilation) is int  # nearly always, and cheap to tell
-    if plain and stride > 0 <= padding and dilation > 0:
-        return
+    if type(stride) is type(padding) is type(dilation) is int and stride > 0 <= padding and dilation > 0:
+        return  # nearly always, and cheap to tell
     check_extent(stride, rank, "stride", 1)
     check_extent(dilation, rank, "dilation", 1)
     if not isinstance(padding, str):
@@ -109,6 +108,12 @@ def check_window(rank: int, stride: Any, padding: Any, dilation: Any) -> None:
 
 def check_extent(value: Any, rank: int, name: str, least: int, others: str = "") -> None:
     """Raise unless `value` is an int of at least `least`, or one of them for each of `rank` dimensions."""
+    if type(value) is tuple and len(value) == rank:
+        for number in value:
+            if type(number) is not int or number < least:
+                break
+        else:
+            return
     each = value if isinstance(value, (tuple, list)) else [value]
     for number in each:
         if isinstance(number, bool) or not isinstance(number, (Integral, torch.SymInt)):

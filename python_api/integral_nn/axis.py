@@ -181,11 +181,10 @@ class Axis(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> Taps:
-        """The axis's taps; `weighted` folds quadrature and scale in (the axis is integrated over)."""
+        """The axis's taps on `device`; `weighted` folds quadrature and scale in (the axis is integrated over)."""
         if not torch.compiler.is_compiling():
             check_scale(scale)
             checks.check_dtype(dtype)
-        device = device or torch.device("cpu")
         if self.delta is None:
             return taps_for(
                 self.size,
@@ -195,9 +194,9 @@ class Axis(nn.Module):
                 weighted=weighted,
                 scale=scale,
                 dtype=dtype,
-                device=device,
+                device=device or "cpu",
             )
-        points = self.partition()
+        points = self.partition().to(device)
         multiplier = rules.weights(self.quadrature, points) * scale if weighted else None
         centred = self.quadrature == "midpoint"
         return make_taps(points, self.nodes, self.basis, centred=centred, multiplier=multiplier, dtype=dtype)
@@ -245,8 +244,8 @@ class Axis(nn.Module):
         checks.check_count(size, name, 2 if self.delta is not None else rules.minimum_points(self.quadrature))
 
     def _check_delta(self, delta: Tensor) -> None:
-        """Raise where a gap is 0 or no number. A GPU would have to be waited for, and a trace knows no values."""
-        if delta.device.type != "cpu" or torch.compiler.is_compiling():
+        """Raise where a gap is 0 or no number: on a CPU (a GPU would have to be waited for), where values are known."""
+        if delta.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return
         gaps = (delta if self.quadrature == "midpoint" else delta[1:]).square()
         good = (gaps > 0) & (gaps < float("inf"))
