@@ -227,6 +227,7 @@ class Axis(nn.Module):
     def _steps(self) -> tuple[int, int]:
         """Sizes in `size_range`, as the first and last multiple of `multiple_of`."""
         low, high = self._range()
+        low = max(low, 2) if self.trainable else low
         first, last = -(-low // self.multiple_of), high // self.multiple_of
         if first > last:
             raise ValueError(f"size_range {(low, high)} holds no multiple of multiple_of={self.multiple_of}")
