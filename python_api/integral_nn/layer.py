@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from inn_kernels import dispatch
 from inn_kernels.taps import Taps
 from integral_nn import _arguments as arguments
+from integral_nn import _checks as checks
 from integral_nn.axis import Axis
 from integral_nn.layout import Layout, Segment, Tie
 from integral_nn.rule import Rule, Sizes
@@ -48,6 +49,7 @@ class IntegralLayer(Sampled):
         super().__init__()
         arguments.check_dataflow(dataflow)
         dispatch.check_backend(backend)
+        checks.check_dtype(dtype)
         self.in_axis = in_axis if isinstance(in_axis, Axis) else None
         self.out_axis = out_axis if isinstance(out_axis, Axis) else None
         self.dataflow = dataflow
@@ -93,6 +95,7 @@ class IntegralLayer(Sampled):
 
     def taps(self, dtype: torch.dtype) -> list[Taps | None]:
         """Taps of the output and input dimension, in the dtype that accumulates for a result of `dtype`."""
+        checks.check_dtype(dtype)
         return self._rules["weight"].along(self.weight_nodes, dtype)
 
     def sampled(self, dtype: torch.dtype | None = None, sizes: Sizes = None) -> tuple[Tensor, Tensor | None]:
@@ -102,6 +105,10 @@ class IntegralLayer(Sampled):
         if self.bias_nodes is None:
             return weight, None
         return weight, self._rules["bias"].value(self.bias_nodes, dtype, sizes)
+
+    def discretize(self, sizes: Sizes = None) -> nn.Module:
+        """The ordinary layer of the current sizes (or of others, by axis)."""
+        raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for old, new in (("nodes", "weight_nodes"), ("bias", "bias_nodes")):  # names of version 0.0
@@ -116,8 +123,7 @@ def node_count(dimension: Dimension, name: str) -> int:
         return dimension.nodes
     if isinstance(dimension, bool) or not isinstance(dimension, int):
         raise TypeError(f"{name} must be an Axis or an int, got {type(dimension).__name__}")
-    if dimension < 1:
-        raise ValueError(f"{name} must be at least 1, got {dimension}")
+    checks.check_count(dimension, name)
     return dimension
 
 

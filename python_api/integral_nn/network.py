@@ -14,14 +14,16 @@ from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from integral_nn import _checks as checks
 from integral_nn.axes import AxisSet
 from integral_nn.axis import Axis
 from integral_nn.hand_built import axes_of_layers
 from integral_nn.held import CALIBRATED, NODES, held, sample_modules
 from integral_nn.layer import IntegralLayer
 from integral_nn.rule import Sizes
-from integral_nn.sampled import Sampled, ordinary, shape_of
+from integral_nn.sampled import Sampled, SampledNorm, ordinary, shape_of
 from integral_nn.sizes import update_sizes
 
 Size = Union[float, Mapping[str, Union[int, float]]]
@@ -102,17 +104,14 @@ class IntegralNetwork(nn.Module):
         """The current size of each axis."""
         return {name: axis.size for name, axis in self._axes.items()}
 
-    def resize(self, size: Size, optimizer: torch.optim.Optimizer | None = None) -> dict[str, int]:
+    def resize(self, size: Size, optimizer: Optimizer | None = None) -> dict[str, int]:
         """Set sizes: one share of every axis's nodes, or {axis: size or share}. Returns all sizes.
 
-        A share is rounded to what the axis allows (`multiple_of`, the quadrature's fewest points).
-
-        Args:
-            size: the share or sizes.
-            optimizer: moves its state along with trainable points (see `Axis.resize`).
+        A share is rounded to what the axis allows (`multiple_of`, the quadrature's fewest points). Trainable points of
+        another number are a new parameter, which an `optimizer` takes over: see `Axis.resize`.
 
         Raises:
-            ValueError: an unknown axis, a share that is not positive, a size the axis does not allow.
+            ValueError: an unknown axis, a share that is not positive, a size an axis does not allow; no axis changes.
             TypeError: neither a float nor a mapping.
 
         >>> import torch, integral_nn as inn
@@ -121,50 +120,48 @@ class IntegralNetwork(nn.Module):
         >>> model.resize(0.75)
         {'0': 24}
         """
+        checks.check_optional(optimizer, Optimizer, "optimizer")
         for axis, points in self.sizes_at(size).items():
-            axis.resize(points)
+            axis.resize(points, optimizer)
         return self.sizes
 
-    def sizes_at(self, size: Size) -> dict[Axis, int]:
+    def sizes_at(self, size: Size, argument: str = "size") -> dict[Axis, int]:
         """The sizes that `resize` would set, by axis, all checked."""
-        if isinstance(size, Mapping):
-            sizes = {axis: axis.size for axis in self._axes.values()}
-            for name, value in size.items():
-                if name not in self._axes:
-                    raise ValueError(f"size names an unknown axis {name!r}; there are {list(self._axes)}")
-                sizes[self._axes[name]] = self._checked(name, self._axes[name], value)
-            return sizes
-        if isinstance(size, (int, float)) and not isinstance(size, bool):
-            return {axis: self._checked(name, axis, float(size)) for name, axis in self._axes.items()}
-        raise TypeError(f"size must be a share or a mapping from axes to sizes, got {type(size).__name__}")
+        if not isinstance(size, Mapping):
+            if isinstance(size, bool) or not isinstance(size, (int, float)):
+                got = type(size).__name__
+                raise TypeError(f"{argument} must be a share or a mapping from axes to sizes, got {got}")
+            checks.check_number(size, argument, above=0)
+            return {a: a.size_at(float(size), f"{argument} of axis {name!r}") for name, a in self._axes.items()}
+        sizes = {axis: axis.size for axis in self._axes.values()}
+        for name, value in size.items():
+            checks.check_axis_name(name, self._axes, argument)
+            axis, label = self._axes[name], f"{argument} of axis {name!r}"
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{label} must be an int or a share, got {type(value).__name__}")
+            if isinstance(value, int) and (value < 1 or value % axis.multiple_of):
+                raise ValueError(f"{label} must be a positive multiple of {axis.multiple_of}, got {value}")
+            sizes[axis] = axis.size_at(value, label)
+        return sizes
 
-    @staticmethod
-    def _checked(name: str, axis: Axis, value: int | float) -> int:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"size of axis {name!r} must be an int or a share, got {type(value).__name__}")
-        if isinstance(value, float):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"size must be a positive share of the nodes of axis {name!r}, got {value}")
-            return axis.share(value)
-        step = axis.multiple_of
-        if value < 1 or value % step:
-            raise ValueError(f"size of axis {name!r} must be a positive multiple of {step}, got {value}")
-        return value
-
-    def resample(self, generator: torch.Generator | None = None, *, common: bool = False) -> dict[str, int]:
+    def resample(
+        self, generator: torch.Generator | None = None, *, common: bool = False, optimizer: Optimizer | None = None
+    ) -> dict[str, int]:
         """Draw random sizes for this step (Algorithm 1): each axis its own, or `common`, all at one ratio.
 
-        Sizes come from each axis's `size_range`, in multiples of its `multiple_of`. Returns them.
+        Sizes come from each axis's `size_range`, in multiples of its `multiple_of`. Returns them. `optimizer`: as in
+        `resize`.
         """
+        checks.check_optional(generator, torch.Generator, "generator")
+        checks.check_optional(optimizer, Optimizer, "optimizer")
+        steps = [(axis, *axis.steps()) for axis in self._axes.values()]
         ratio = float(torch.rand((), generator=generator)) if common else None
-        for axis in self._axes.values():
+        for axis, first, last in steps:
             if ratio is None:
-                axis.resample(generator)
+                axis.resample(generator, optimizer)
             else:
-                low, high = axis.size_range or (-(-axis.nodes // 2), axis.nodes)
-                step = axis.multiple_of
-                first, last = -(-low // step), high // step
-                axis.resize(step * (first + min(int(ratio * (last - first + 1)), last - first)))
+                count = first + min(int(ratio * (last - first + 1)), last - first)
+                axis.resize(axis.multiple_of * count, optimizer)
         return self.sizes
 
     # calls -----------------------------------------------------------------------------------------------------
@@ -239,18 +236,18 @@ class IntegralNetwork(nn.Module):
         update_sizes(plain, shapes)
         return plain
 
-    def shapes(self, size: Size | None = None) -> dict[str, tuple[int, ...]]:
+    def shapes(self, sizes: Size | None = None) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter and buffer of the plain network at these sizes (default: the current ones)."""
-        sizes = None if size is None else self.sizes_at(size)
-        found = {name: shape_of(module, leaf, sizes) for name, module, leaf in self._places()}
+        at = None if sizes is None else self.sizes_at(sizes, "sizes")
+        found = {name: shape_of(module, leaf, at) for name, module, leaf in self._places()}
         sampled = {name + NODES for name in found}
         others = [*self.net.named_parameters(), *self.net.named_buffers()]
         found |= {n: tuple(t.shape) for n, t in others if n not in sampled and not n.endswith(CALIBRATED)}
         return found
 
-    def parameter_count(self, size: Size | None = None) -> int:
+    def parameter_count(self, sizes: Size | None = None) -> int:
         """Parameters of the plain network at these sizes (default: the current ones)."""
-        shapes = self.shapes(size)
+        shapes = self.shapes(sizes)
         names = (name.removesuffix(NODES) for name, _ in self.net.named_parameters())
         return sum(torch.Size(shapes[name]).numel() for name in names if name in shapes)
 
@@ -262,6 +259,7 @@ class IntegralNetwork(nn.Module):
         """
         if order not in (1, 2):
             raise ValueError(f"order must be 1 or 2, got {order!r}")
+        checks.check_number(power, "power", above=0)
         tensors = {name: nodes for name, nodes in self.nodes().items() if isinstance(nodes, nn.Parameter)}
         total: Tensor | None = None
         for tie in self.found.ties:
@@ -275,6 +273,29 @@ class IntegralNetwork(nn.Module):
         return total
 
     # state -------------------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As that of any module; axes take the sizes and points they load. A load that fails changes nothing.
+
+        The names of nodes before they were `.._nodes` load too.
+        """
+        state_dict = self._renamed(state_dict)
+        checks.try_loading(self, state_dict, strict, assign)
+        result = super().load_state_dict(state_dict, strict, assign)
+        device = next(iter(self.net.parameters())).device
+        for axis in self._axes.values():
+            axis.to(device)
+        for module in self._sampling():
+            if isinstance(module, SampledNorm):
+                values, _ = module.calibration()
+                module.calibrate(values, {axis: axis.size for axis in self._axes.values()})
+        return result
+
+    def _renamed(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        old = {f"net.{name}": f"net.{name}{NODES}" for name in self.nodes()}
+        if not any(name in state_dict for name in old):
+            return state_dict
+        return {old.get(name, name): value for name, value in state_dict.items()}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={axis.size}/{axis.nodes}" for name, axis in self._axes.items())

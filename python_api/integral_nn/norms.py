@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from integral_nn import _checks as checks
+from integral_nn.held import STATISTICS
 from integral_nn.network import IntegralNetwork
 from integral_nn.prove import Probe
+from integral_nn.sampled import SampledNorm
 from integral_nn.symbolic import call
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -98,37 +101,58 @@ def _fold(net: nn.Module, pairs: list[tuple[str, str]]) -> None:
 def recalibrate(model: IntegralNetwork, batches: Iterable[Any]) -> None:
     """Measure the running statistics of all norms anew at the current sizes.
 
-    The new statistics serve these sizes, `discretize()` included, until the next change of size.
+    The new statistics serve these sizes, `discretize()` included, and no others; `state_dict` keeps them.
 
     Args:
         model: an integral network with norms that keep running statistics (`convert(..., fold=False)`).
         batches: inputs; each a tensor or a tuple of positional inputs.
 
     Raises:
-        ValueError: no norm keeps statistics along an axis, or there are no batches.
+        ValueError: no norm keeps statistics along an axis, there are no batches, or statistics are not finite.
+        TypeError: `model` is not an integral network, `batches` not iterable.
+
+    What is raised on the way, by these checks, the batches or the network, leaves the model as it was.
     """
-    if not model._statistics:
-        raise ValueError("the network has no norm with running statistics; convert with fold=False to keep them")
-    was = model.training
-    momenta = {m: m.momentum for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
-    model.eval()
-    model._settle()
+    checks.check_instance(model, IntegralNetwork, "model")
+    checks.check_instance(batches, Iterable, "batches")
+    modules = list(model.modules())
+    sampled = [m for m in modules if isinstance(m, SampledNorm) and m.track_running_stats]
+    if not sampled:
+        raise ValueError("the model has no norm with running statistics; convert with fold=False to keep them")
+    norms: list[Any] = [m for m in modules if isinstance(m, nn.modules.batchnorm._NormBase)]
+    modes = {m: m.training for m in modules}
+    momenta = {m: m.momentum for m in norms}
+    statistics = {b: b.detach().clone() for m in norms for b in m.buffers()}
+    before = [(m, m.calibration()) for m in sampled]
+    here = {axis: axis.size for axis in model.axes.values()}
     try:
+        model.eval()
         with torch.no_grad():
-            values = model.sampled()
-            model._calibrated = {n: values[n].clone() for n in model._statistics}
-        for norm in momenta:
+            for own in sampled:
+                own.calibrate({name: getattr(own, name).clone() for name in STATISTICS}, here)
+        for norm in norms:
             norm.train()
-        model.training = True
         count = 0
         for count, batch in enumerate(batches, start=1):
-            for norm in momenta:
+            for norm in norms:
                 norm.momentum = 1.0 / count  # the plain mean over batches
             with torch.no_grad():
                 model(*(batch if isinstance(batch, tuple) else (batch,)))
         if count == 0:
             raise ValueError("batches must hold at least one batch, got none")
+        for path, module in model.named_modules():
+            for name in STATISTICS if isinstance(module, SampledNorm) else ():
+                if not bool(torch.isfinite(getattr(module, name)).all()):
+                    raise ValueError(f"batches must give finite statistics, got NaN or infinite {path}.{name}")
+    except BaseException:
+        for own, state in before:
+            own.calibrate(*state)
+        with torch.no_grad():
+            for buffer, value in statistics.items():
+                buffer.copy_(value)
+        raise
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum
-        model.train(was)
+        for module, mode in modes.items():
+            module.training = mode

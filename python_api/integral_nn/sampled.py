@@ -57,9 +57,14 @@ class SampledNorm(Sampled):
         here = all((axis.size if sizes is None else sizes[axis]) == n for axis, n in self._calibrated_at.items())
         return kept if here else None
 
-    def calibrate(self, values: Mapping[str, Tensor] | None, at: dict[Axis, int] | None) -> None:
+    def calibration(self) -> tuple[dict[str, Tensor] | None, dict[Axis, int] | None]:
+        """What `calibrate` was given last."""
+        kept = {name: self._buffers[name + CALIBRATED] for name in STATISTICS}
+        return (None if None in kept.values() else kept), self._calibrated_at  # type: ignore[return-value]
+
+    def calibrate(self, values: Mapping[str, Tensor] | None, at: Mapping[Axis, int] | None) -> None:
         """Keep statistics measured at these sizes of the network's axes; None forgets them."""
-        self._calibrated_at = at
+        self._calibrated_at = None if at is None else dict(at)
         for name in STATISTICS:
             self._buffers[name + CALIBRATED] = None if values is None else values[name]
 
@@ -170,7 +175,7 @@ def shape_of(module: Any, name: str, sizes: Sizes = None) -> tuple[int, ...]:
 
 
 @functools.cache
-def sampled_class(base: type[nn.Module], names: tuple[str, ...]) -> Any:
+def sampled_class(base: Any, names: tuple[str, ...]) -> Any:
     """A subclass of `base` in which the tensors `names` are computed from nodes, and the module's sizes with them."""
     norm = issubclass(base, nn.modules.batchnorm._NormBase) and set(STATISTICS) <= set(names)
     body: dict[str, Any] = {name: sampled_property(name) for name in names}
@@ -179,7 +184,7 @@ def sampled_class(base: type[nn.Module], names: tuple[str, ...]) -> Any:
     return type(f"Sampled{base.__name__}", (SampledNorm if norm else Sampled, base), body)
 
 
-def _restored(base: type[nn.Module], names: tuple[str, ...], *arguments: Any) -> nn.Module:
+def _restored(base: Any, names: tuple[str, ...], *arguments: Any) -> nn.Module:
     made = sampled_class(base, names)
     return made.__new__(made, *arguments)
 
@@ -188,7 +193,8 @@ def sample_from_nodes(module: nn.Module, rules: Mapping[str, Rule]) -> None:
     """Make sampled tensors of those parameters and buffers of a module that `rules` names; they hold nodes now."""
     own = tuple(sorted({*module._parameters, *module._buffers} & set(rules)))
     _rename(module, {name: name + NODES for name in own})
-    module.__class__ = sampled_class(type(module), own)
+    base: Any = type(module)
+    module.__class__ = sampled_class(base, own)
     module.__dict__.update(_rules={name: rules[name] for name in own}, _held=None)
     if isinstance(module, SampledNorm):
         for name in STATISTICS:
