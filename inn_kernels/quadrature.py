@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inn_kernels import transforms
+
 Quadrature = Union[str, Tensor, Callable[[Tensor], Tensor]]
 
 
@@ -178,8 +180,8 @@ def _parabola(h: Tensor, h_next: Tensor) -> Tensor:
 
 def _gauss_legendre(p: Tensor) -> Tensor:
     n = p.shape[0]
-    tracing = torch.compiler.is_compiling()
-    if not tracing and not p.requires_grad:
+    known = transforms.known(p)
+    if known and not p.requires_grad and not transforms.wrapped(p):
         points, q = _legendre_rule(n, p.device)
         if torch.allclose(p, points, rtol=0, atol=1e-6 / n**2):
             return q
@@ -191,7 +193,7 @@ def _gauss_legendre(p: Tensor) -> Tensor:
     moments = torch.zeros_like(p)
     moments[0] = 1
     q = torch.linalg.solve(torch.stack(rows[:n]), moments)
-    if not tracing and float(q.detach().abs().sum()) > 1e3:
+    if known and float(q.detach().abs().sum()) > 1e3:
         raise ValueError(
             f"partition admits no stable gauss-legendre rule ({n} points far from Legendre's); "
             "pass an int, or points from gauss_legendre_partition"

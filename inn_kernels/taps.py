@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from inn_kernels import quadrature as rules
+from inn_kernels import transforms
 from inn_kernels.quadrature import Quadrature
 
 Partition = Union[Tensor, int]
@@ -172,7 +173,7 @@ def check_partition(partition: Partition, name: str) -> None:
         raise ValueError(f"{name} must have shape [K], got shape {list(partition.shape)}")
     if partition.shape[0] == 0:
         raise ValueError(f"{name} must have at least 1 point, got an empty tensor")
-    if torch.compiler.is_compiling():  # the points are not known while a graph is traced
+    if not transforms.known(partition):
         return
     points = partition.detach()
     if not bool(torch.isfinite(points).all()):
@@ -217,10 +218,12 @@ def taps_for(
         ValueError, TypeError: see `check_partition`, `check_basis`, `quadrature.weights`.
     """
     device = torch.device(device)
+    if isinstance(partition, Tensor) and partition.dim() == 0 and torch.jit.is_tracing():
+        partition = int(partition)  # the size of a tensor, which this tracer gives as another
     if isinstance(partition, Tensor) and partition.device != device:
         raise ValueError(f"{name} must be on the nodes' device {device}, got {partition.device}")
     key = None
-    if not torch.compiler.is_compiling() and (isinstance(quadrature, str) or not weighted):
+    if not transforms.tracing() and (isinstance(quadrature, str) or not weighted):
         key = _cache_key(partition)
     if key is not None:
         named = quadrature if isinstance(quadrature, str) else None
@@ -241,7 +244,7 @@ def taps_for(
             )
     if key is None:
         return _compute(partition, nodes, basis, quadrature, weighted, scale, dtype, device)
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), torch._C._DisableFuncTorch():
         if isinstance(partition, int) and (weighted or dtype != torch.float64):  # all of a size are made of one
             plain = taps_for(partition, nodes, basis, quadrature=quadrature, dtype=torch.float64, device=device)
             taps = plain.times(_multiplier(quadrature, partition, scale, device) if weighted else None, dtype)
@@ -286,6 +289,8 @@ def _cache_key(partition: Partition) -> tuple | None:
     if not isinstance(partition, Tensor):
         return (partition,) if isinstance(partition, int) else None
     if partition.requires_grad or partition.is_inference() or type(partition) not in (Tensor, torch.nn.Parameter):
+        return None
+    if transforms.wrapped(partition):
         return None
     return (id(partition), partition._version)
 
