@@ -26,6 +26,7 @@ _SCHEMAS = (
     "interpolate(Tensor x, Tensor start, Tensor weight, int dim, ScalarType dtype) -> Tensor",
     "spread(Tensor x, Tensor start, Tensor weight, SymInt nodes, int dim, ScalarType dtype) -> Tensor",
     "interpolate_tap_gradient(Tensor x, Tensor grad, Tensor start, int dim) -> Tensor",
+    "weight_gradient(Tensor grad, Tensor x) -> Tensor",
     "linear(Tensor x, Tensor nodes, Tensor? bias, Tensor out_start, Tensor out_weight, Tensor in_start, "
     "Tensor in_weight) -> Tensor",
     "linear_backward(Tensor grad, Tensor x, Tensor nodes, Tensor out_start, Tensor out_weight, Tensor in_start, "
@@ -143,6 +144,11 @@ def _(x: Tensor, grad: Tensor, start: Tensor, dim: int) -> Tensor:
     return x.new_empty(start.shape[0], 4, dtype=wide)
 
 
+@torch.library.register_fake("inn_kernels::weight_gradient")
+def _(grad: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty(grad.shape[1], x.shape[1])
+
+
 @torch.library.register_fake("inn_kernels::linear")
 def _(x: Tensor, nodes: Tensor, bias: Tensor | None, out_start: Tensor, *taps: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], out_start.shape[0])
@@ -235,6 +241,7 @@ discretize_tap_gradient = torch.ops.inn_kernels.discretize_tap_gradient.default
 interpolate = torch.ops.inn_kernels.interpolate.default
 spread = torch.ops.inn_kernels.spread.default
 interpolate_tap_gradient = torch.ops.inn_kernels.interpolate_tap_gradient.default
+weight_gradient = torch.ops.inn_kernels.weight_gradient.default
 linear = torch.ops.inn_kernels.linear.default
 linear_backward = torch.ops.inn_kernels.linear_backward.default
 conv = torch.ops.inn_kernels.conv.default
