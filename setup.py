@@ -49,9 +49,7 @@ class BuildKernels(build_ext):
 
                 def start_one(obj, src, suffix, cc_args, extra_postargs, pp_opts):
                     flags = X86_FLAGS.get(os.path.basename(src), []) if is_x86() else []
-                    running.append(
-                        pool.submit(compile_one, obj, src, suffix, cc_args, extra_postargs + flags, pp_opts)
-                    )
+                    running.append(pool.submit(compile_one, obj, src, suffix, cc_args, extra_postargs + flags, pp_opts))
 
                 self.compiler._compile = start_one
                 objects = compile_all(*args, **kwargs)

@@ -64,8 +64,8 @@ Tensor discretize_adjoint(const Tensor& grad, const Tensor& out_start, const Ten
   check_same_precision(in.storage, "grad", storage, "dtype");
   const Taps out_taps = check_taps(out_start, out_weight, out_nodes, in.storage, "out_start", "out_weight");
   const Taps in_taps = check_taps(in_start, in_weight, in_nodes, in.storage, "in_start", "in_weight");
-  STD_TORCH_CHECK(in.rows == out_taps.points && in.columns == in_taps.points, "grad must have shape [",
-                  out_taps.points, ", ", in_taps.points, ", *kernel], one for each point of the taps, got ",
+  STD_TORCH_CHECK(in.rows == out_taps.points && in.columns == in_taps.points, "grad must have shape ",
+                  to_string(resized(grad, out_taps.points, in_taps.points)), " as the taps say, got ",
                   to_string(shape_of(grad)));
   Tensor out = allocate(resized(grad, out_nodes, in_nodes), storage, in.channels_last);
   if (out.numel() == 0) return out;
