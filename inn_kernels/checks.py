@@ -344,6 +344,7 @@ def _windows(
     """The spatial sizes of the output."""
     for name, least, values in (
         ("size", 0, size),
+        ("the nodes", 1, nodes.shape[:2]),
         ("the kernel of nodes", 1, nodes.shape[2:]),
         ("stride", 1, stride),
         ("padding", 0, padding),
