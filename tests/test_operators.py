@@ -224,3 +224,22 @@ def test_elements_beyond_int32_are_refused_before_they_are_copied(shape, dim):
     many = start.expand(shape[dim])
     with pytest.raises(RuntimeError, match=r"x must have fewer than 2\^31 elements from dim"):
         ops.spread(x, many, weight.expand(len(many), 4), 4, dim, torch.float32)
+
+
+@pytest.mark.skipif(ops.compiled_missing is not None, reason="a bound of the compiled kernels")
+def test_sizes_beyond_int64_are_refused():
+    """An empty dimension lets PyTorch take sizes whose product no integer holds."""
+    huge = torch.zeros(0, 2**31 - 1, 1).expand(0, 2**31 - 1, 2**40)
+    nothing, one = taps(0, 4), (start_of(0), torch.ones(1, 4))
+    for call in (
+        lambda: ops.discretize(huge, *nothing, *one, torch.float32),
+        lambda: ops.discretize_adjoint(huge, *nothing, *one, 4, 4, torch.float32),
+        lambda: ops.discretize_tap_gradient(huge, huge, *nothing, *one, True, True),
+        lambda: ops.interpolate(huge, *one, 1, torch.float32),
+        lambda: ops.spread(huge, *one, 4, 1, torch.float32),
+        lambda: ops.interpolate_tap_gradient(huge, huge, one[0], 1),
+    ):
+        with pytest.raises(RuntimeError, match=r"(nodes|grad|x) must have fewer than 2\^60 elements"):
+            call()
+    with pytest.raises(RuntimeError, match=r"the result must have fewer than 2\^60 elements"):
+        ops.discretize_adjoint(zeros(0, 0, 9), *nothing, *nothing, 2**31 - 1, 2**31 - 1, torch.float32)
