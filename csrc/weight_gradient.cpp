@@ -11,9 +11,7 @@ Tensor weight_gradient(const Tensor& grad, const Tensor& x) {
   const Storage storage = check_values(grad, "grad");
   check_values(x, "x");
   const Shape rows = shape_of(grad), columns = shape_of(x);
-  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type(), "grad and x must be of one dtype, got ",
-                  torch::headeronly::toString(grad.scalar_type()), " and ",
-                  torch::headeronly::toString(x.scalar_type()));
+  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type(), "grad and x must be of one dtype");
   STD_TORCH_CHECK(rows.size() == 2 && columns.size() == 2 && rows[0] == columns[0],
                   "grad and x must have shapes [B, K] and [B, L], got ", to_string(rows), " and ", to_string(columns));
   Tensor out = allocate({rows[1], columns[1]}, storage);
