@@ -15,4 +15,5 @@ STABLE_TORCH_LIBRARY_IMPL(inn_kernels, CPU, m) {
   m.impl("interpolate_tap_gradient", TORCH_BOX(&inn::interpolate_tap_gradient));
   m.impl("discretize_foreach", TORCH_BOX(&inn::discretize_foreach));
   m.impl("discretize_foreach_adjoint", TORCH_BOX(&inn::discretize_foreach_adjoint));
+  m.impl("weight_gradient", TORCH_BOX(&inn::weight_gradient));
 }

@@ -34,4 +34,6 @@ std::vector<Tensor> discretize_foreach_adjoint(std::vector<Tensor> grads, std::v
                                                std::vector<Tensor> weight, std::vector<int64_t> nodes,
                                                std::vector<int64_t> out, std::vector<int64_t> in, ScalarType dtype);
 
+Tensor weight_gradient(const Tensor& grad, const Tensor& x);
+
 }  // namespace inn

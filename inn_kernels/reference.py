@@ -134,6 +134,14 @@ def discretize_foreach_adjoint(
     return made
 
 
+def weight_gradient(
+    grad: Tensor,  # [B, K]
+    x: Tensor,  # [B, L]
+) -> Tensor:  # [K, L]
+    """dW = dy^T x of a linear layer."""
+    return grad.T @ x
+
+
 def linear(
     x: Tensor,  # [B, L]
     nodes: Tensor,  # [M_out, M_in]

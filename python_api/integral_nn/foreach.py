@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from inn_kernels import ops
 from inn_kernels.taps import Taps
 from integral_nn import _arguments as arguments
+from integral_nn.interpolate import kernels
 
 Along = Sequence[Union[Taps, None]]
 """Taps of the first and (where there is one) the second dimension, None for a discrete one."""
@@ -86,11 +86,11 @@ class DiscretizeForeachAdjoint(Function):
 
 
 def _forward(plan: Plan, dtype: torch.dtype, *nodes: Tensor) -> Sequence[Tensor]:
-    return ops.discretize_foreach(nodes, plan.start, plan.weight, plan.out, plan.in_, dtype)
+    return kernels().discretize_foreach(nodes, plan.start, plan.weight, plan.out, plan.in_, dtype)
 
 
 def _adjoint(plan: Plan, dtype: torch.dtype, *grads: Tensor) -> Sequence[Tensor]:
-    return ops.discretize_foreach_adjoint(grads, plan.start, plan.weight, plan.nodes, plan.out, plan.in_, dtype)
+    return kernels().discretize_foreach_adjoint(grads, plan.start, plan.weight, plan.nodes, plan.out, plan.in_, dtype)
 
 
 def _where_wanted(function: type[Function], run: Any, ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:

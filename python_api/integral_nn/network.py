@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from inn_kernels import transforms
 from integral_nn import _checks as checks
 from integral_nn.axes import AxisSet
 from integral_nn.axis import Axis
@@ -167,7 +168,7 @@ class IntegralNetwork(nn.Module):
     # calls -----------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling() or transforms.transforming():
             return self.net(*args, **kwargs)  # each module samples its own
         with held([module for module in self._sampling() if module.joins]):
             return self.net(*args, **kwargs)
