@@ -97,6 +97,7 @@ def calls(w):
         "Axis.share": (w.axis.share, {"part": 0.5}),
         "Axis.resample": (w.axis.resample, {"generator": w.generator}),
         "Axis.make_trainable": (w.axis.make_trainable, {"partition": torch.linspace(0, 1, 6)}),
+        "Axis.partition": (w.axis.partition, {"size": 6}),
         "Axis.taps": (w.axis.taps, {"weighted": True}),
         "Axis.load_state_dict": (w.axis.load_state_dict, {"state_dict": {"delta": torch.ones(6)}}),
         "convert": (inn.convert, {"net": w.net, "example_inputs": IMAGES}),
@@ -104,6 +105,11 @@ def calls(w):
         "AxisSet.ties_of": (w.model.found.ties_of, {"name": "conv"}),
         "IntegralNetwork.resize": (w.model.resize, {"size": {"conv": 6, "last": 5}}),
         "IntegralNetwork.resample": (w.model.resample, {"generator": w.generator}),
+        "IntegralNetwork": (inn.IntegralNetwork, {"net": w.layers["IntegralLinear"]}),
+        "IntegralNetwork.discretize": (w.model.discretize, {"size": {"conv": 6}}),
+        "IntegralNetwork.at": (w.model.at, {"size": 0.5}),
+        "Snapshots": (inn.Snapshots, {"model": w.model, "max_bytes": 100}),
+        "Snapshots.at": (inn.Snapshots(w.model).at, {"size": 0.5}),
         "IntegralNetwork.shapes": (w.model.shapes, {"sizes": {"conv": 6}}),
         "IntegralNetwork.parameter_count": (w.model.parameter_count, {"sizes": {"conv": 6}}),
         "IntegralNetwork.roughness": (w.model.roughness, {"order": 1, "power": 1.0}),
@@ -131,6 +137,7 @@ def calls(w):
         found[f"{name}.train"] = (layer.train, {"mode": True})
         for method in ("taps", "sampled"):
             found[f"{name}.{method}"] = (getattr(layer, method), {"dtype": torch.float32})
+        found[f"{name}.discretize"] = (layer.discretize, {"sizes": None})
     return found
 
 
@@ -179,6 +186,7 @@ SIZES = {
     ValueError: [0, -1, NAN, INF, 1e30, {"x": 4}, {3: 4}, {"conv": 6, "last": NAN}, {"conv": 6, "last": 0},
                  {"last": 4, "conv": INF}, {"last": 4, "conv": MANY}],
 }  # fmt: skip
+EXTENT = {TypeError: ["8", True, 0.5], ValueError: [0, -1, MANY]}
 OPTIMIZER = {TypeError: ["adam", 0.1]}
 GENERATOR = {TypeError: [0, "seed"]}
 MODEL = {TypeError: [Late(lambda w: w.net), None, 3]}
@@ -230,7 +238,8 @@ BAD = {
         ValueError: [FALLING, torch.tensor([0, NAN, 1]), torch.tensor([-0.5, 1]), torch.tensor([0, 1.5]), META,
                      torch.zeros(1), torch.zeros(0), torch.ones(1, 5)],
     }},
-    "Axis.taps": {"scale": RULE["scale"], "dtype": DTYPE, "device": DEVICE},
+    "Axis.taps": {"scale": RULE["scale"], "dtype": DTYPE, "device": DEVICE, "size": EXTENT},
+    "Axis.partition": {"size": EXTENT},
     "Axis.load_state_dict": {"state_dict": {
         TypeError: [3, None],
         RuntimeError: [{}, {"delta": torch.ones(6), "other": torch.ones(1)}, {"delta": torch.ones(2, 3)},
@@ -253,8 +262,14 @@ BAD = {
     "AxisSet.ties_of": {"name": {ValueError: ["absent", 3, None]}},
     "IntegralNetwork.resize": {"size": {**SIZES, TypeError: [*SIZES[TypeError], None]}, "optimizer": OPTIMIZER},
     "IntegralNetwork.resample": {"generator": GENERATOR, "optimizer": OPTIMIZER},
-    "IntegralNetwork.shapes": {"sizes": {TypeError: [3, "x", {"conv": 0.5}],
-                                         ValueError: [{"absent": 4}, {"conv": 0}, {"conv": MANY}]}},
+    "IntegralNetwork": {"net": {TypeError: [3, None], ValueError: [Late(lambda w: w.net)]},
+                        "found": {TypeError: [3, "x"]}, "axes": {TypeError: [3, "x"]}},
+    "IntegralNetwork.shapes": {"sizes": SIZES},
+    "IntegralNetwork.discretize": {"size": SIZES},
+    "IntegralNetwork.at": {"size": {**SIZES, TypeError: [*SIZES[TypeError], None]}},
+    "Snapshots": {"model": {TypeError: [3, None, Late(lambda w: w.net)]},
+                  "max_bytes": {TypeError: ["x", None, 0.5], ValueError: [-1]}},
+    "Snapshots.at": {"size": {**SIZES, TypeError: [*SIZES[TypeError], None]}},
     "IntegralNetwork.roughness": {"order": {ValueError: [0, 3, "x", None]},
                                   "power": {TypeError: ["x", None, True], ValueError: [0, -1, NAN, INF]}},
     "IntegralNetwork.train": {"mode": {ValueError: ["x", 3, None]}},
@@ -293,6 +308,7 @@ BAD = {
 BAD["IntegralNetwork.parameter_count"] = BAD["IntegralNetwork.shapes"]
 for make in ("uniform", "midpoint", "gauss_legendre"):
     BAD[f"{make}_partition"] = {"n": {TypeError: [3.0, "3", True, None], ValueError: [0, -1]}, "device": DEVICE}
+    BAD[f"{make}_partition"]["dtype"] = DTYPE
 for rank in range(4):
     layer = f"IntegralConv{rank}d" if rank else "IntegralLinear"
     BAD[layer] = LAYER | {"taps": COUNT}
@@ -306,4 +322,6 @@ for rank in range(4):
         BAD[f"integral_conv{rank}d"] = LAYERED | window | extent
     BAD[f"{layer}.forward"] = {"x": LAYERED["x"]}
     BAD[f"{layer}.train"] = {"mode": {ValueError: ["x", 3, None]}}
-    BAD[f"{layer}.taps"] = BAD[f"{layer}.sampled"] = {"dtype": DTYPE}
+    BAD[f"{layer}.taps"] = {"dtype": DTYPE}
+    BAD[f"{layer}.sampled"] = {"dtype": DTYPE, "sizes": {TypeError: [3, "x", 0.5]}}
+    BAD[f"{layer}.discretize"] = {"sizes": {TypeError: [3, "x", 0.5]}}

@@ -74,7 +74,7 @@ def test_every_optimizer_goes_on(name, quadrature):
 
 def test_state_moves_along():
     model, axis = net(9, "trapezoid")
-    optimizer = torch.optim.Adam([{"params": [model[0].nodes]}, {"params": [axis.delta], "lr": 0.5}])
+    optimizer = torch.optim.Adam([{"params": [model[0].weight_nodes]}, {"params": [axis.delta], "lr": 0.5}])
     for _ in range(3):
         step(model, optimizer)
     state = optimizer.state[axis.delta]
@@ -124,7 +124,7 @@ def test_an_optimizer_that_is_not_told_refuses_to_step(change):
         with pytest.raises(RuntimeError, match="delta"):
             step(model, other)  # it holds the layer's axis too
     step(model, torch.optim.Adam(model.parameters()))
-    step(model, torch.optim.Adam([model[0].nodes]))
+    step(model, torch.optim.Adam([model[0].weight_nodes]))
 
 
 def test_points_that_are_not_trained_are_no_concern():

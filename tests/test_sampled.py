@@ -118,8 +118,7 @@ def test_threads_call_one_model(make, threads):
 
         in_threads(8, run)
     after = model.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert all(isinstance(p, nn.Parameter) for p in model.parameters())
 
 

@@ -114,7 +114,7 @@ class Axis(nn.Module):
             ValueError, TypeError: a size that is not finite or less than the quadrature needs; not an optimizer.
         """
         checks.check_optional(optimizer, Optimizer, "optimizer")
-        size = self.size_at(size)
+        size = self._size_at(size)
         self._resize(size, optimizer)
         return size
 
@@ -132,7 +132,7 @@ class Axis(nn.Module):
         """
         checks.check_optional(generator, torch.Generator, "generator")
         checks.check_optional(optimizer, Optimizer, "optimizer")
-        first, last = self.steps()
+        first, last = self._steps()
         self._resize(self.multiple_of * int(torch.randint(first, last + 1, (), generator=generator)), optimizer)
         return self.size
 
@@ -166,7 +166,10 @@ class Axis(nn.Module):
 
     def partition(self, size: int | None = None) -> Tensor:
         """The points [K] in [0, 1] at the current size (or at another one), float64, differentiable in `delta`."""
-        size = self.size if size is None else size
+        if size is None:
+            size = self.size
+        else:
+            self._check_size(size)
         if self.delta is None:
             return rules.partition_for(self.quadrature, size, dtype=torch.float64)
         delta = self.delta.double()
@@ -192,12 +195,14 @@ class Axis(nn.Module):
         At the current size, or at another one.
         """
         key = (weighted, scale, dtype, device)
-        if self.delta is None and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
             table = self._tables.get(key) if size is None else None
             if table is not None:
                 return table
             check_scale(scale)
             checks.check_dtype(dtype)
+            if size is not None:
+                self._check_size(size)
         if self.delta is None:
             table = self._fixed_taps(self.size if size is None else size, *key)
             if size is None and not torch.compiler.is_compiling():
@@ -208,7 +213,7 @@ class Axis(nn.Module):
         centred = self.quadrature == "midpoint"
         return make_taps(points, self.nodes, self.basis, centred=centred, multiplier=multiplier, dtype=dtype)
 
-    def traced_taps(self, name: str) -> Taps | None:
+    def _traced_taps(self, name: str) -> Taps | None:
         """Taps made before for a compiled call, by "weighted scale dtype device"; None where points are trainable."""
         return self._traced.get(name) if self.delta is None else None
 
@@ -262,7 +267,7 @@ class Axis(nn.Module):
             raise ValueError(f"size_range must be (low, high) with {fewest} <= low <= high, got {given}")
         return low, high
 
-    def steps(self) -> tuple[int, int]:
+    def _steps(self) -> tuple[int, int]:
         """Sizes in `size_range`, as the first and last multiple of `multiple_of`."""
         low, high = self._range()
         low = max(low, 2) if self.trainable else low
@@ -271,7 +276,7 @@ class Axis(nn.Module):
             raise ValueError(f"size_range {(low, high)} holds no multiple of multiple_of={self.multiple_of}")
         return first, last
 
-    def size_at(self, size: int | float, name: str = "size") -> int:
+    def _size_at(self, size: int | float, name: str = "size") -> int:
         """A size or a share of the nodes as a size that the axis can take."""
         if isinstance(size, float):
             checks.check_number(size, name, above=0)

@@ -11,7 +11,7 @@ Kernel offsets s are kept as they are (paper, section 3.2), or sampled too where
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
 import torch
@@ -330,6 +330,7 @@ class _IntegralConv(IntegralLayer):
 
     def discretize(self, sizes: Sizes = None) -> nn.Module:
         """The ordinary convolution of the current sizes (or of others, by axis)."""
+        checks.check_optional(sizes, Mapping, "sizes")
         weight, bias = self.sampled(sizes=sizes)
         weight = weight.detach()
         groups = weight.shape[0] if self.depthwise else self._groups

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
 import torch
@@ -100,6 +100,8 @@ class IntegralLayer(Sampled):
 
     def sampled(self, dtype: torch.dtype | None = None, sizes: Sizes = None) -> tuple[Tensor, Tensor | None]:
         """The discrete weight [K, L, *kernel] and bias [K] of the current sizes (or of others), differentiable."""
+        checks.check_dtype(dtype)
+        checks.check_optional(sizes, Mapping, "sizes")
         dtype = dtype or self.weight_nodes.dtype
         weight = self._rules["weight"].value(self.weight_nodes, dtype, sizes)
         if self.bias_nodes is None:

@@ -9,7 +9,7 @@ fused         the same algebra in one launch (nothing in between reaches memory)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -175,6 +175,7 @@ class IntegralLinear(IntegralLayer):
 
     def discretize(self, sizes: Sizes = None) -> nn.Linear:
         """The ordinary layer of the current sizes (or of others, by axis)."""
+        checks.check_optional(sizes, Mapping, "sizes")
         weight, bias = self.sampled(sizes=sizes)
         weight = weight.detach().flatten(1)
         plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device=weight.device, dtype=weight.dtype)

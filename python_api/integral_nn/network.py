@@ -82,8 +82,9 @@ class IntegralNetwork(nn.Module):
 
     def __init__(self, net: nn.Module, found: AxisSet | None = None, axes: Mapping[str, Axis] | None = None) -> None:
         super().__init__()
-        if not isinstance(net, nn.Module):
-            raise TypeError(f"net must be an nn.Module, got {type(net).__name__}")
+        checks.check_module(net)
+        checks.check_optional(found, AxisSet, "found")
+        checks.check_optional(axes, Mapping, "axes")
         self.net = net
         if axes is None or found is None:
             found, axes = axes_of_layers(net)
@@ -122,18 +123,18 @@ class IntegralNetwork(nn.Module):
         {'0': 24}
         """
         checks.check_optional(optimizer, Optimizer, "optimizer")
-        for axis, points in self.sizes_at(size).items():
+        for axis, points in self._sizes_at(size).items():
             axis.resize(points, optimizer)
         return self.sizes
 
-    def sizes_at(self, size: Size, argument: str = "size") -> dict[Axis, int]:
+    def _sizes_at(self, size: Size, argument: str = "size") -> dict[Axis, int]:
         """The sizes that `resize` would set, by axis, all checked."""
         if not isinstance(size, Mapping):
             if isinstance(size, bool) or not isinstance(size, (int, float)):
                 got = type(size).__name__
                 raise TypeError(f"{argument} must be a share or a mapping from axes to sizes, got {got}")
             checks.check_number(size, argument, above=0)
-            return {a: a.size_at(float(size), f"{argument} of axis {name!r}") for name, a in self._axes.items()}
+            return {a: a._size_at(float(size), f"{argument} of axis {name!r}") for name, a in self._axes.items()}
         sizes = {axis: axis.size for axis in self._axes.values()}
         for name, value in size.items():
             checks.check_axis_name(name, self._axes, argument)
@@ -142,7 +143,7 @@ class IntegralNetwork(nn.Module):
                 raise TypeError(f"{label} must be an int or a share, got {type(value).__name__}")
             if isinstance(value, int) and (value < 1 or value % axis.multiple_of):
                 raise ValueError(f"{label} must be a positive multiple of {axis.multiple_of}, got {value}")
-            sizes[axis] = axis.size_at(value, label)
+            sizes[axis] = axis._size_at(value, label)
         return sizes
 
     def resample(
@@ -155,7 +156,7 @@ class IntegralNetwork(nn.Module):
         """
         checks.check_optional(generator, torch.Generator, "generator")
         checks.check_optional(optimizer, Optimizer, "optimizer")
-        steps = [(axis, *axis.steps()) for axis in self._axes.values()]
+        steps = [(axis, *axis._steps()) for axis in self._axes.values()]
         ratio = float(torch.rand((), generator=generator)) if common else None
         for axis, first, last in steps:
             if ratio is None:
@@ -199,17 +200,17 @@ class IntegralNetwork(nn.Module):
 
     def discretize(self, size: Size | None = None) -> nn.Module:
         """A plain network of the current sizes (or of others): ordinary modules and weights, no trace of axes."""
-        return self.plain_at(None if size is None else self.sizes_at(size), {}).train(self.training)
+        return self._plain_at(None if size is None else self._sizes_at(size), {}).train(self.training)
 
     def at(self, size: Size) -> nn.Module:
         """A plain network of these sizes to call from any number of threads: in eval mode, its weights fixed.
 
         It shares nothing with this model, which stays as it is; see `Snapshots` to serve many sizes.
         """
-        return self.discretize(size).eval().requires_grad_(False)
+        return self._plain_at(self._sizes_at(size), {}).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def plain_at(self, sizes: Sizes, memo: dict[int, Any]) -> nn.Module:
+    def _plain_at(self, sizes: Sizes, memo: dict[int, Any]) -> nn.Module:
         """A copy of `net` with ordinary weights. `memo` has what is not to be copied, as `copy.deepcopy` wants it."""
         memo |= {id(axis): axis for axis in self._axes.values()}
         sampling = self._sampling()
@@ -239,7 +240,7 @@ class IntegralNetwork(nn.Module):
 
     def shapes(self, sizes: Size | None = None) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter and buffer of the plain network at these sizes (default: the current ones)."""
-        at = None if sizes is None else self.sizes_at(sizes, "sizes")
+        at = None if sizes is None else self._sizes_at(sizes, "sizes")
         found = {name: shape_of(module, leaf, at) for name, module, leaf in self._places()}
         sampled = {name + NODES for name in found}
         others = [*self.net.named_parameters(), *self.net.named_buffers()]
@@ -280,6 +281,7 @@ class IntegralNetwork(nn.Module):
 
         The names of nodes before they were `.._nodes` load too.
         """
+        checks.check_instance(state_dict, Mapping, "state_dict")
         state_dict = self._renamed(state_dict)
         checks.try_loading(self, state_dict, strict, assign)
         result = super().load_state_dict(state_dict, strict, assign)

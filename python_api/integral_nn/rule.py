@@ -70,7 +70,7 @@ class Rule:
     def _taps(self, tie: Tie, name: str, wide: torch.dtype, device: torch.device, sizes: Sizes, made: Made) -> Taps:
         axis = self.axes[name]
         if torch.compiler.is_compiling():
-            table = axis.traced_taps(f"{self._traced[name] if tie.integrated else 'False 1.0'} {wide} {device}")
+            table = axis._traced_taps(f"{self._traced[name] if tie.integrated else 'False 1.0'} {wide} {device}")
             if table is not None:
                 return table
         scale = self.scales[name] if tie.integrated else 1.0

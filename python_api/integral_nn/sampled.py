@@ -40,13 +40,20 @@ class Sampled(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self._sampled_from is None:
             return super().__reduce_ex__(protocol)
-        _, (_, *arguments), *rest = super().__reduce_ex__(protocol)  # type: ignore[misc]
+        made: Any = super().__reduce_ex__(protocol)
+        _, (_, *arguments), *rest = made
         return _restored, (*self._sampled_from, *arguments), *rest
 
 
 class SampledNorm(Sampled):
     """Mixed into norms that keep running statistics along an axis."""
 
+    running_mean: Any
+    running_var: Any
+    weight: Any
+    bias: Any
+    eps: float
+    track_running_stats: bool
     _calibrated_at: dict[Axis, int] | None = None  # sizes at which the statistics `.._calibrated` were measured
 
     def calibrated(self, name: str, sizes: Sizes = None) -> Tensor | None:
@@ -60,7 +67,8 @@ class SampledNorm(Sampled):
     def calibration(self) -> tuple[dict[str, Tensor] | None, dict[Axis, int] | None]:
         """What `calibrate` was given last."""
         kept = {name: self._buffers[name + CALIBRATED] for name in STATISTICS}
-        return (None if None in kept.values() else kept), self._calibrated_at  # type: ignore[return-value]
+        found = {name: value for name, value in kept.items() if value is not None}
+        return found or None, self._calibrated_at
 
     def calibrate(self, values: Mapping[str, Tensor] | None, at: Mapping[Axis, int] | None) -> None:
         """Keep statistics measured at these sizes of the network's axes; None forgets them."""
@@ -72,34 +80,29 @@ class SampledNorm(Sampled):
         if not holds(self):
             with held([self]):
                 return self.forward(x)
-        mean, var = self.running_mean, self.running_var  # type: ignore[attr-defined]
+        mean, var = self.running_mean, self.running_var
         if torch.is_grad_enabled() and (mean.requires_grad or var.requires_grad):
             return self._affine(x, mean, var)
-        return super().forward(x)  # type: ignore[misc]
+        return super().forward(x)
 
     def _affine(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """w (x - mean) / sqrt(var + eps) + b  written as  g x + c.
 
         Statistics sampled at trainable points carry gradients, which PyTorch's batch norm does not take through them.
         """
-        gain = (var + self.eps).rsqrt()  # type: ignore[attr-defined]
-        gain = gain if self.weight is None else gain * self.weight  # type: ignore[attr-defined]
-        shift = -mean * gain if self.bias is None else self.bias - mean * gain  # type: ignore[attr-defined]
+        gain = (var + self.eps).rsqrt()
+        gain = gain if self.weight is None else gain * self.weight
+        shift = -mean * gain if self.bias is None else self.bias - mean * gain
         shape = [-1] + [1] * (x.dim() - 2)
         return x * gain.view(shape) + shift.view(shape)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         for name in STATISTICS:  # of whatever size they were measured at
             saved = state_dict.get(prefix + name + CALIBRATED)
-            self._buffers[name + CALIBRATED] = (
-                None
-                if saved is None
-                else torch.empty_like(  # type: ignore[attr-defined]
-                    saved,
-                    device=self.running_mean.device,  # type: ignore[attr-defined]
-                )
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+            nodes = self._buffers[name + NODES]
+            assert nodes is not None
+            self._buffers[name + CALIBRATED] = None if saved is None else nodes.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 # Reading --------------------------------------------------------------------------------------------------------
@@ -217,9 +220,10 @@ def ordinary(module: Any) -> None:
 
 def _rename(module: nn.Module, names: Mapping[str, str]) -> None:
     """Rename parameters and buffers, which keep their order."""
-    for table in (module._parameters, module._buffers):
+    tables: tuple[Any, Any] = module._parameters, module._buffers
+    for table in tables:
         items = [(names.get(name, name), tensor) for name, tensor in table.items()]
         table.clear()
-        table.update(items)  # type: ignore[arg-type]
+        table.update(items)
     kept = module._non_persistent_buffers_set
     module._non_persistent_buffers_set = {names.get(name, name) for name in kept}

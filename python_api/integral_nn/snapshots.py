@@ -64,14 +64,14 @@ class Snapshots:
         Raises:
             ValueError, TypeError: sizes that `resize` refuses.
         """
-        sizes = self._model.sizes_at(size)
+        sizes = self._model._sizes_at(size)
         key = tuple(sizes.values())
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
                 self._kept.move_to_end(key)
                 return found[0]
-        made = self._model.plain_at(sizes, dict(self._shared))
+        made = self._model._plain_at(sizes, dict(self._shared))
         own = sum(t.nbytes for t in [*made.parameters(), *made.buffers()] if id(t) not in self._shared)
         with self._lock:
             found = self._kept.setdefault(key, (made, own))  # another thread may have been first

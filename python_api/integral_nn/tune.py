@@ -130,7 +130,7 @@ def tune_partitions(
         if compression is not None:
             model.resize(compressed_sizes(model, compression))
         elif sizes is not None:
-            model.sizes_at(sizes, "sizes")
+            model._sizes_at(sizes, "sizes")
             model.resize(sizes)
         for name, axis in model.axes.items():
             if axis.size > 1:
