@@ -113,7 +113,6 @@ def calls(w):
         "IntegralNetwork.shapes": (w.model.shapes, {"sizes": {"conv": 6}}),
         "IntegralNetwork.parameter_count": (w.model.parameter_count, {"sizes": {"conv": 6}}),
         "IntegralNetwork.roughness": (w.model.roughness, {"order": 1, "power": 1.0}),
-        "IntegralNetwork.train": (w.model.train, {"mode": True}),
         "IntegralNetwork.load_state_dict": (w.model.load_state_dict, {"state_dict": w.model.state_dict()}),
         "recalibrate": (inn.recalibrate, {"model": w.model, "batches": [IMAGES, LAST]}),
         "tune_partitions": (
@@ -134,7 +133,6 @@ def calls(w):
         found[function] = (getattr(inn, function), good)
         found[name] = (getattr(inn, name), layer_arguments(name))
         found[f"{name}.forward"] = (layer.forward, {"x": torch.ones(2, layer.in_axis.size, *[6] * rank)})
-        found[f"{name}.train"] = (layer.train, {"mode": True})
         for method in ("taps", "sampled"):
             found[f"{name}.{method}"] = (getattr(layer, method), {"dtype": torch.float32})
         found[f"{name}.discretize"] = (layer.discretize, {"sizes": None})
@@ -272,7 +270,6 @@ BAD = {
     "Snapshots.at": {"size": {**SIZES, TypeError: [*SIZES[TypeError], None]}},
     "IntegralNetwork.roughness": {"order": {ValueError: [0, 3, "x", None]},
                                   "power": {TypeError: ["x", None, True], ValueError: [0, -1, NAN, INF]}},
-    "IntegralNetwork.train": {"mode": {ValueError: ["x", 3, None]}},
     "IntegralNetwork.load_state_dict": {"state_dict": {
         TypeError: [3, None],
         RuntimeError: [{}, Late(lambda w: {**w.model.state_dict(), "other": torch.ones(1)}),
@@ -321,7 +318,6 @@ for rank in range(4):
         extent = {"spatial_partitions": {ValueError: [3, [3] * (rank + 1), 2.5, torch.ones(rank)]}}
         BAD[f"integral_conv{rank}d"] = LAYERED | window | extent
     BAD[f"{layer}.forward"] = {"x": LAYERED["x"]}
-    BAD[f"{layer}.train"] = {"mode": {ValueError: ["x", 3, None]}}
     BAD[f"{layer}.taps"] = {"dtype": DTYPE}
     BAD[f"{layer}.sampled"] = {"dtype": DTYPE, "sizes": {TypeError: [3, "x", 0.5]}}
     BAD[f"{layer}.discretize"] = {"sizes": {TypeError: [3, "x", 0.5]}}

@@ -173,7 +173,7 @@ def test_tuning_on_digits(digits):
     removed = 1 - model.parameter_count() / sum(p.numel() for p in inn.convert(net, x[:2]).parameters())
     assert removed == pytest.approx(0.5, abs=0.04)
     changed = {n for n, value in before.items() if not torch.equal(value, dict(model.named_parameters())[n])}
-    assert {"net.0.bias", "net.5.weight", "net.5.bias", "net.9.bias"} <= changed
+    assert {"net.0.bias_nodes", "net.5.weight_nodes", "net.5.bias_nodes", "net.9.bias"} <= changed
     assert not any(n.endswith("weight") and before[n].dim() > 1 for n in changed)
     assert all(p.requires_grad for p in model.parameters())
 
