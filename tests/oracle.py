@@ -21,6 +21,7 @@ import common
 
 Rule = Union[str, Tensor, Callable[[Tensor], Tensor]]
 CONVOLUTIONS = {"integral_conv1d": F.conv1d, "integral_conv2d": F.conv2d, "integral_conv3d": F.conv3d}
+MOST = 70  # points of a rule through all of them; more are taken to be Legendre's
 WINDOW = ("stride", "padding", "dilation", "groups")
 
 
@@ -41,6 +42,8 @@ def shares(rule: Rule, p: Tensor) -> tuple[Tensor, Tensor]:
         return torch.cat([every[:-1], every[1:]]), (p.diff() / 2).repeat(2)
     if rule == "simpson":
         return _simpson(p)
+    if rule == "gauss-legendre" and n > MOST:
+        return every, _gauss(2 * n)[1]
     if rule == "gauss-legendre":
         at, weight = _gauss(n)
         return every.repeat(len(at)), (weight[:, None] * _lagrange(at[:, None] - p, p)).flatten()
@@ -91,16 +94,24 @@ def quadrature(rule: Rule, p: Tensor) -> Tensor:
 def quadrature_size(rule: Rule, p: Tensor) -> Tensor:
     """The sum of the absolute values of each weight's shares."""
     index, value = shares(rule, p.double())
-    return value.new_zeros(p.shape[0]).index_add(0, index, value.abs())
+    size = value.new_zeros(p.shape[0]).index_add(0, index, value.abs())
+    if rule == "gauss-legendre" and p.shape[0] <= MOST:  # the points themselves are rounded in float64
+        moved = torch.autograd.functional.jacobian(lambda p: quadrature(rule, p), p.double()).abs().sum(1)
+        size = size + moved * torch.finfo(torch.float64).eps / common.FLOOR[torch.float64]
+    return size
 
 
 def quadrature_slopes(rule: Rule, p: Tensor) -> Tensor:
     """How strongly q[l] depends on p[m], [l, m]. Shares that are ratios of gaps change by their size over a gap."""
-    slopes = torch.autograd.functional.jacobian(lambda p: quadrature(rule, p), p).abs()
-    if rule in ("simpson", "gauss-legendre") and p.shape[0] > 1:
+    n = p.shape[0]
+    if rule in ("simpson", "gauss-legendre") and n > 1:
+        slopes = torch.autograd.functional.jacobian(lambda p: quadrature(rule, p), p).abs()
         gap = torch.cat([p.new_ones(1), p.diff(), p.new_ones(1)]).unfold(0, 2, 1).amin(1)
-        slopes = slopes + (slopes > 0) * quadrature_size(rule, p)[:, None] / gap
-    return slopes
+        return slopes + (slopes > 0) * quadrature_size(rule, p)[:, None] / gap
+    if isinstance(rule, str):  # edges of cells are points, or halfway between two
+        return torch.ones(n, n).double().triu(-1).tril(1)
+    p = p.detach().requires_grad_()
+    return torch.autograd.grad((quadrature(rule, p) + 0 * p).sum(), p)[0].abs().diag()  # of a function of each point
 
 
 def uniform(n: int) -> Tensor:
@@ -244,8 +255,8 @@ class Definition:
         result = {"y": y.detach(), **dict(zip(tensors, found))}
         for d, size in zip(self.dimensions, found[len(tensors) :]):  # size [K, M]: of the gradient in S
             p, rule = self.points[d.name], rules[d.name]
-            ones = torch.ones_like(p)
-            slope = torch.func.jvp(d.sampling, (p,), (ones,))[1].abs()
+            h = 1e-4 / d.nodes
+            slope = (d.sampling(p + h) - d.sampling(p - h)).abs() / (2 * h)
             slope = slope + (bare[d.name] > 0) * d.nodes * d.rounding / floor
             of_weight = (bare[d.name] * size).sum(1) * abs(d.scale)
             result[d.name] = (slope * size).sum(1) * weight[d.name]
