@@ -16,7 +16,7 @@ try:
 except ImportError:  # tests without random cases run all the same
     hypothesis = None  # type: ignore[assignment]
 
-FUZZ_CASES = int(os.environ.get("INN_KERNELS_FUZZ_CASES", "100"))
+FUZZ_CASES = int(os.environ.get("INN_KERNELS_FUZZ_CASES", "150"))
 FUZZ_SEED = os.environ.get("INN_KERNELS_FUZZ_SEED")
 
 if hypothesis is not None:

@@ -36,6 +36,10 @@ def step(p, by):  # the representable number so many places further, from 0 to 1
     last = torch.ones(1, dtype=p.dtype).view(integer)
     return (p.view(integer) + torch.as_tensor(by, dtype=integer)).clamp(torch.zeros_like(last), last).view(p.dtype)
 ''',
+    "channels_last": '''
+def channels_last(y):
+    return y.contiguous(memory_format=torch.channels_last) if y.dim() == 4 else y
+''',
     "beside": '''
 def beside(p):  # each point, and those one unit in the last place to its left and right
     return torch.cat([step(p, -1), p, step(p, 1)]).unique()
@@ -63,10 +67,11 @@ class Call(NamedTuple):
 
     def with_value(self, name: str, index: int, bad: str) -> Call:
         """With element `index`, counted row by row, of a tensor or of the incoming gradient replaced."""
+        change = f".flatten().index_fill(0, torch.tensor([{index}]), {bad})"
         if name == "grad":
-            return self._replace(grad=f"({self.grad}).flatten().index_fill(0, torch.tensor([{index}]), {bad}).view(y.shape)")
+            return self._replace(grad=f"({self.grad}){change}.view(y.shape)")
         old = self.tensors[name]
-        new = f"({old}).flatten().index_fill(0, torch.tensor([{index}]), {bad}).view({text(value(old).shape)[2:]})"
+        new = f"({old}){change}.view({text(value(old).shape)[2:]})"
         return self._replace(tensors={**self.tensors, name: new})
 
     def call(self) -> str:
@@ -171,6 +176,7 @@ GRADS = (
     "torch.ones((), dtype=y.dtype).expand(y.shape)",
     "randn(78, *y.shape[::-1]).to(y.dtype).permute(*range(y.dim())[::-1])",
     "randn(79, *y.shape, 2).to(y.dtype)[..., 1]",
+    "channels_last(randn(80, *y.shape).to(y.dtype))",
 )
 
 
@@ -180,7 +186,7 @@ GRADS = (
 @st.composite
 def partition(draw: Any, n: int, nodes: int, rule: str, fewest: int = 1) -> str:
     """At least `fewest` increasing points, about n, on an axis of `nodes`; or n itself. An expression."""
-    dtype, seed = draw(dtypes), draw(seeds)
+    dtype, seed, start = draw(dtypes), draw(seeds), draw(st.sampled_from([0.25, 0.37, 0.5]))
     if rule == "gauss-legendre" and n > 7:
         legendre = f"inn.gauss_legendre_partition({n}, dtype=torch.float64)"
         return draw(st.sampled_from([f"{n}", legendre if n <= oracle.MOST else f"{n}"]))
@@ -199,10 +205,10 @@ def partition(draw: Any, n: int, nodes: int, rule: str, fewest: int = 1) -> str:
                 f"(0.4 * rand({seed}, {n})).to({dtype}).unique()",
                 f"(0.37 + 0.01 * rand({seed}, {n})).to({dtype}).unique()",
                 f"torch.cat([0.01 * rand({seed}, {n}), 1 - 0.01 * rand({seed}, {n})]).to({dtype}).unique()",
-                f"step(torch.full([{n}], {draw(st.sampled_from([0.25, 0.37, 0.5]))}, dtype={dtype}), range({n})).unique()",
+                f"step(torch.full([{n}], {start}, dtype={dtype}), range({n})).unique()",
                 f"{sits}.to({dtype}).unique()[{seed % 3}::{1 + nodes // n}]",
                 f"beside({sits}.to({dtype})).unique()[{seed % 3}::{1 + 3 * nodes // n}]",
-                f"rand({seed}, {min(20 * n, 400)}).to({dtype}).unique()",
+                f"rand({seed}, {20 * n if n < 20 else n}).to({dtype}).unique()",
             ]
         )
     )
@@ -269,13 +275,14 @@ def count(tensors: dict[str, str], name: str, nodes: int) -> int:
 
 
 @st.composite
-def sizes(draw: Any, rows: int) -> tuple[int, int, int, int]:
+def sizes(draw: Any, backend: str | None, rows: int = 0) -> tuple[int, int, int, int]:
     """Nodes [M, N] and points [K, L]: mostly small, sometimes a long axis or, once in `rows`, rows of several tiles."""
-    small = st.sampled_from(SIZES)
+    interpreted = backend == "triton"
+    small = st.sampled_from(SIZES[:8] if interpreted else SIZES)
     shape = [draw(small) for _ in range(4)]
-    if rows and draw(st.integers(1, rows)) == rows:
+    if rows and not interpreted and draw(st.integers(1, rows)) == rows:
         shape[1::2] = draw(st.sampled_from([(1500, 700), (142, 256), (3000, 5), (67, 2100)]))
-    if draw(st.integers(1, 16)) == 16:
+    if not interpreted and draw(st.integers(1, 16)) == 16:
         shape[::2] = draw(st.sampled_from([(4096, 5), (2, 300), (257, 193)]))
         assume(shape[1] * shape[3] < 10000)
     return tuple(shape)
@@ -291,7 +298,7 @@ def finish(draw: Any, function: str, tensors: dict[str, str], options: dict[str,
 @st.composite
 def discretize(draw: Any, backend: str | None, rows: int = 16) -> Call:
     """Weights, of any rank."""
-    m, n, k, l = draw(sizes(0 if backend == "triton" else rows))
+    m, n, k, l = draw(sizes(backend, rows))
     rest = draw(st.sampled_from([(), (), (3,), (8,), (3, 3), (2, 3, 2)]))
     if m * n * len(rest) > 10**5:
         rest = ()
@@ -314,7 +321,7 @@ def continuous(tensors: dict[str, str]) -> bool:
 @st.composite
 def linear(draw: Any, backend: str | None) -> Call:
     """Layers with and without taps, any leading dimensions."""
-    m, n, k, l = draw(sizes(0 if backend == "triton" else 16))
+    m, n, k, l = draw(sizes(backend, 16))
     taps = draw(st.sampled_from([1, 1, 1, 4]))
     partitions, options = draw(sampling((m, n), (k, l), backend))
     width = count(partitions, "in_partition", n) * taps
@@ -333,7 +340,7 @@ def linear(draw: Any, backend: str | None) -> Call:
 def convolution(draw: Any, backend: str | None, ranks: tuple[int, ...] = (1, 2, 3)) -> Call:
     """Layers of each rank, grouped ones and kernels that are continuous in space too."""
     rank = draw(st.sampled_from(ranks))
-    m, n, k, l = draw(sizes(0))
+    m, n, k, l = draw(sizes(backend))
     kernel = tuple(draw(st.integers(1, 3)) for _ in range(rank))
     dilation, stride = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     padding = draw(st.sampled_from(["0", "1", "2", "'valid'", "'same'"]))

@@ -51,8 +51,8 @@ def shares(rule: Rule, p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _simpson(p: Tensor) -> tuple[Tensor, Tensor]:
-    """Parabolas over pairs of intervals. Where one is left over it takes its neighbour's parabola, once at the right end
-    and once at the left, and the two rules are averaged."""
+    """Parabolas over pairs of intervals. One that is left over takes its neighbour's parabola, once at the right end and
+    once at the left, and the two rules are averaged."""
     intervals = p.shape[0] - 1
     whole, left, right = (0, 2), (0, 1), (1, 2)  # what part of its two intervals a parabola is integrated over
     if intervals % 2 == 0:
@@ -225,7 +225,7 @@ class Definition:
     def gradients(
         self, dtypes: Mapping[str, torch.dtype], wanted: list[str], compute: torch.dtype, grad: Tensor
     ) -> dict[str, Tensor]:
-        """The value "y" and the gradient of <y, grad> in each of `wanted`; leaves have the dtypes given, else float64."""
+        """The value "y" and the gradient of <y, grad> in each of `wanted`; leaves in the dtypes given, else float64."""
         every = self.tensors | self.points | self.own
         leaves = {name: t.to(dtypes.get(name, torch.float64)).detach().clone() for name, t in every.items()}
         y = self.run({name: t.requires_grad_(name in wanted) for name, t in leaves.items()}, compute)

@@ -46,7 +46,7 @@ def windows(dimension: oracle.Dimension, p: Tensor) -> Tensor:
 class Reach:
     """Where an element of one tensor may, and where it must, show in another."""
 
-    def __init__(self, call: Call, arguments: dict[str, Any]):
+    def __init__(self, call: Call, arguments: dict[str, Any], anywhere: bool):
         self.rule = arguments.get("quadrature", "trapezoid")
         self.labels = LABELS | {"y": "kl" if call.function == "discretize" else "bk"}
         self.labels["grad"] = self.labels["y"]
@@ -54,7 +54,7 @@ class Reach:
         self.may, self.must = (dict(zip(("out", "in"), every)) for _ in range(2))
         for d in oracle.dimensions(arguments):
             p, side = oracle.points(arguments, d), ("out", "in")[d.dim]
-            self.may[side], self.must[side] = windows(d, p), d.sampling(p).abs() > 1e-9
+            self.may[side], self.must[side] = windows(d, p) | anywhere, d.sampling(p).abs() > 1e-9
 
     def mask(self, source: str, index: tuple[int, ...], target: str, shape: torch.Size, strict: bool) -> Tensor:
         """Elements of the target that an element of the source may (`strict`: must) reach."""
@@ -95,11 +95,13 @@ def plane(name: str, t: Tensor, call: Call) -> Tensor:
     return bad.flatten(2).any(-1) if bad.dim() > 2 else bad
 
 
-def check_spread(call: Call, name: str, index: tuple[int, ...], scope: dict[str, Any], found: dict[str, Tensor]) -> None:
-    reach, found = Reach(call, arguments_of(call, scope)), {n: plane(n, t, call) for n, t in found.items()}
+def check_spread(reach: Reach, call: Call, name: str, index: tuple[int, ...], found: dict[str, Tensor]) -> None:
+    """Every value and gradient that is not finite may be so, and every one that must is."""
+    found = {n: plane(n, t, call) for n, t in found.items()}
     for target, bad in found.items():
         depends = target == "y" or name == "grad" or name in DEPENDS[target]
-        may = reach.mask(name, index, target, bad.shape, strict=False) & (depends and not (target, name) == ("y", "grad"))
+        depends = depends and (target, name) != ("y", "grad")
+        may = reach.mask(name, index, target, bad.shape, strict=False) & depends
         assert not bool((bad & ~may).any()), f"{target} is not finite at {(bad & ~may).nonzero()[0].tolist()}"
         # An element of a convolution may lie under no window, or over padding alone.
         sure = target not in PARTITIONS and ("conv" not in call.function or name in ("bias", "quadrature"))
@@ -107,8 +109,8 @@ def check_spread(call: Call, name: str, index: tuple[int, ...], scope: dict[str,
         assert not bool((must & ~bad).any()), f"{target} is finite at {(must & ~bad).nonzero()[0].tolist()}"
 
 
-def check_not_finite(draw: Any, backend: str) -> None:
-    """Partitions are refused by name, other arguments reach what their windows touch."""
+def check_not_finite(draw: Any, backend: str, anywhere: bool = False) -> None:
+    """Partitions are refused by name; others reach what their windows touch, or (`anywhere`) all of an axis."""
     call = draw(fuzzing.calls(backend))
     floating = tuple(n for n, e in call.tensors.items() if isinstance(fuzzing.value(e), Tensor))
     plain = "spatial_partitions" not in call.options and call.options.get("groups", "1") == "1"
@@ -137,7 +139,8 @@ def check_not_finite(draw: Any, backend: str) -> None:
             at = [element // scope[name].shape[-1], at[-1]]
         elif name in ("x", "grad") and call.function != "discretize" and len(at) == int(call.function[-2]) + 1:
             at = [0, *at]
-        check_spread(call, name, tuple(at), scope, {"y": scope["y"].detach(), **dict(zip(floating, scope["gradients"]))})
+        found = {"y": scope["y"].detach(), **dict(zip(floating, scope["gradients"]))}
+        check_spread(Reach(call, arguments_of(call, scope), anywhere), call, name, tuple(at), found)
 
 
 @given(data=st.data())
