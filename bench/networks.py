@@ -92,7 +92,7 @@ def resizes(model: IntegralNetwork, share: float) -> tuple[Runs, dict[str, float
             return model.sampled()
 
     def resize_anew() -> object:
-        taps._cache.clear()  # a size never seen before: its partition, quadrature and basis are made first
+        taps._of_ints.clear()  # a size never seen before: its partition, quadrature and basis are made first
         return resize()
 
     def discretize() -> object:

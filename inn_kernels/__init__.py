@@ -1,5 +1,6 @@
 """Kernels and mathematics of integral neural networks: tensors in, tensors out. No autograd, no modules.
 
+- tensors: what is asked of a tensor that is handed in
 - quadrature: partitions and integration rules
 - taps: basis, boundary and quadrature folded into four nodes and four weights a point
 - reference: every operation in plain PyTorch, the specification
@@ -9,8 +10,8 @@
 - dispatch: which backend can run, which dataflow is cheapest, and why
 """
 
-from inn_kernels import cost, gpu, ops, quadrature, reference, taps
+from inn_kernels import cost, gpu, ops, quadrature, reference, taps, tensors
 
 __version__ = "0.1.0"
 
-__all__ = ["cost", "gpu", "ops", "quadrature", "reference", "taps"]
+__all__ = ["cost", "gpu", "ops", "quadrature", "reference", "taps", "tensors"]

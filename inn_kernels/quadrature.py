@@ -1,7 +1,8 @@
 """Quadratures: weights q with  sum_l q[l] f(P[l]) ~ integral of f over [0, 1].
 
 Every rule works on any partition (increasing points in [0, 1]), is written in differentiable
-PyTorch, and is evaluated in float64. `h` is the vector of gaps between neighbouring points.
+PyTorch, and is evaluated in float64, whatever dtype the points have. `h` is the vector of gaps between
+neighbouring points.
 
     left         q[l] = P[l+1] - P[l]             order 1   (the last cell ends at 1)
     right        q[l] = P[l] - P[l-1]             order 1   (the first cell starts at 0)
@@ -20,28 +21,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inn_kernels.tensors import FLOATING, check_real, describe, is_checked, is_constant, is_readable
+
 Quadrature = Union[str, Tensor, Callable[[Tensor], Tensor]]
 
 
 def uniform_partition(n: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
     """The n points k/(n-1): both ends of [0, 1] included. One point sits at 0. Shape [n]."""
-    n = _point_count(n)
-    return torch.arange(n, dtype=torch.float64, device=device).div(max(n - 1, 1)).to(dtype or torch.get_default_dtype())
+    n, dtype = _point_count(n), _point_dtype(dtype)
+    return torch.arange(n, dtype=torch.float64, device=device).div(max(n - 1, 1)).to(dtype)
 
 
 def midpoint_partition(n: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
     """The centres (k + 1/2)/n of n equal cells of [0, 1]. Shape [n]."""
-    n = _point_count(n)
-    points = (torch.arange(n, dtype=torch.float64, device=device) + 0.5) / n
-    return points.to(dtype or torch.get_default_dtype())
+    n, dtype = _point_count(n), _point_dtype(dtype)
+    return ((torch.arange(n, dtype=torch.float64, device=device) + 0.5) / n).to(dtype)
 
 
 def gauss_legendre_partition(
     n: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Tensor:
     """The n zeros of Legendre's polynomial of degree n, moved from [-1, 1] to [0, 1]. Shape [n]."""
-    points, _ = _legendre_rule(_point_count(n), device)
-    return points.to(dtype or torch.get_default_dtype())
+    n, dtype = _point_count(n), _point_dtype(dtype)
+    return _legendre_rule(n, device)[0].to(dtype)
 
 
 def partition_for(
@@ -50,6 +52,11 @@ def partition_for(
     """The n points a quadrature wants: Legendre's, the cell centres, or (every other rule) uniform ones."""
     rule = _PARTITIONS.get(quadrature, uniform_partition) if isinstance(quadrature, str) else uniform_partition
     return rule(n, dtype=dtype, device=device)
+
+
+def wants_uniform_points(quadrature: Quadrature) -> bool:
+    """Whether an int stands for uniform points, or, with "midpoint", for the centres of equal cells."""
+    return not isinstance(quadrature, str) or quadrature != "gauss-legendre"
 
 
 def rule_for(quadrature: Quadrature, n: int, *, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
@@ -68,14 +75,27 @@ def partition_from_deltas(delta: Tensor) -> Tensor:
             its value is ignored here, so that P[0] = 0 holds whatever an optimizer does to it.
 
     Returns:
-        [n] points from 0 to 1, non-decreasing, differentiable in `delta`. A zero delta makes two points coincide.
+        [n] points from 0 to 1 in delta's dtype, computed in float64, non-decreasing, differentiable in `delta`. A zero
+        delta makes two points coincide.
+
+    Raises:
+        ValueError, TypeError: another shape or dtype, deltas that are NaN, infinite or all zero.
     """
-    if not isinstance(delta, Tensor) or not delta.is_floating_point():
-        raise TypeError(f"delta must be a floating-point tensor, got {_describe(delta)}")
+    if not isinstance(delta, Tensor):
+        raise TypeError(f"delta must be a floating-point tensor, got {describe(delta)}")
+    check_real(delta, "delta")
     if delta.dim() != 1 or delta.shape[0] < 2:
         raise ValueError(f"delta must have shape [n] with n >= 2, got {list(delta.shape)}")
-    ends = torch.cumsum(delta[1:].square(), 0)
-    return torch.nn.functional.pad(ends / ends[-1], (1, 0))  # the last point is 1, never a rounding above it
+    gaps = delta[1:].double()
+    largest = gaps.detach().abs().amax()
+    if is_checked(delta):
+        if not bool(torch.isfinite(largest)):
+            raise ValueError("delta must be finite, got NaN or infinite values")
+        if not bool(largest > 0):
+            raise ValueError("delta must not be zero throughout, got no gap between any two points")
+    ends = torch.cumsum((gaps / largest).square(), 0)  # no square overflows, and not all underflow
+    points = torch.nn.functional.pad(ends / ends[-1], (1, 0))  # the last point is 1, never a rounding above it
+    return points.to(delta.dtype)
 
 
 def minimum_points(quadrature: Quadrature) -> int:
@@ -83,32 +103,33 @@ def minimum_points(quadrature: Quadrature) -> int:
     return 2 if isinstance(quadrature, str) and quadrature in ("trapezoid", "simpson") else 1
 
 
-def check_quadrature(quadrature: Quadrature) -> None:
+def check_quadrature(quadrature: Quadrature, name: str = "quadrature") -> None:
     """Raise unless `quadrature` is a known name, a floating-point tensor [n], or a callable."""
     if isinstance(quadrature, str):
         if quadrature not in _RULES:
-            raise ValueError(f"quadrature must be one of {sorted(_RULES)}, a tensor or a callable, got {quadrature!r}")
+            raise ValueError(f"{name} must be one of {sorted(_RULES)}, a tensor or a callable, got {quadrature!r}")
     elif isinstance(quadrature, Tensor):
-        if not quadrature.is_floating_point():
-            raise TypeError(f"quadrature must be a floating-point tensor, got dtype {quadrature.dtype}")
+        check_real(quadrature, name)
         if quadrature.dim() != 1:
-            raise ValueError(f"quadrature must be a tensor of shape [n], got shape {list(quadrature.shape)}")
+            raise ValueError(f"{name} must be a tensor of shape [n], got shape {list(quadrature.shape)}")
     elif not callable(quadrature):
-        raise TypeError(f"quadrature must be a name, a tensor or a callable, got {_describe(quadrature)}")
+        raise TypeError(f"{name} must be a name, a tensor or a callable, got {describe(quadrature)}")
 
 
 def weights(quadrature: Quadrature, partition: Tensor) -> Tensor:
-    """The weights q of a quadrature on a partition, in the partition's dtype.
+    """The weights q of a quadrature on a partition.
 
     Args:
-        quadrature: a name, a tensor of weights [n] (returned as it is), or a callable partition -> weights.
+        quadrature: a name (weights in float64), a tensor of weights [n] (returned as it is), or a callable
+            points -> weights, called with the points in float64.
         partition: [n] increasing points in [0, 1].
 
     Returns:
         [n] weights, differentiable in `partition` (and in a tensor or callable quadrature).
 
     Raises:
-        ValueError: unknown name, too few points for a closed rule, or weights whose shape is not [n].
+        ValueError: unknown name, too few points for a closed rule, weights whose shape is not [n], and, on a CPU,
+            weights that are NaN or infinite.
         TypeError: a quadrature of any other type.
     """
     check_quadrature(quadrature)
@@ -116,16 +137,17 @@ def weights(quadrature: Quadrature, partition: Tensor) -> Tensor:
     if isinstance(quadrature, str):
         if n < minimum_points(quadrature):
             raise ValueError(f"partition must have at least 2 points for the closed rule {quadrature!r}, got {n}")
-        return _RULES[quadrature](partition.double()).to(partition.dtype)
-    q = quadrature if isinstance(quadrature, Tensor) else quadrature(partition)
+        return _RULES[quadrature](partition.double())
+    q = quadrature if isinstance(quadrature, Tensor) else quadrature(partition.double())
     if not isinstance(q, Tensor):
-        raise TypeError(f"quadrature must return a tensor, got {_describe(q)}")
-    if not q.is_floating_point():
-        raise TypeError(f"quadrature must return a floating-point tensor, got dtype {q.dtype}")
+        raise TypeError(f"quadrature must return a tensor, got {describe(q)}")
+    check_real(q, "quadrature's weights")
     if q.shape != partition.shape:
         raise ValueError(f"quadrature must have one weight a point, shape {[n]}, got shape {list(q.shape)}")
     if q.device != partition.device:
         raise ValueError(f"quadrature must be on the partition's device {partition.device}, got {q.device}")
+    if is_checked(q) and not bool(torch.isfinite(q.detach()).all()):
+        raise ValueError("quadrature must have finite weights, got NaN or infinite ones")
     return q
 
 
@@ -157,6 +179,11 @@ def _simpson(p: Tensor) -> Tensor:
     h = p[1:] - p[:-1]
     if h.shape[0] == 1:
         return _trapezoid(p)
+    if is_checked(h) and bool((h.detach() < _SMALLEST_GAP).any()):
+        raise ValueError(
+            f"partition must have gaps of at least {_SMALLEST_GAP:g} for the rule 'simpson', "
+            f"got {float(h.detach().min()):g}: its weights go with the ratios of neighbouring gaps"
+        )
     i = torch.arange(h.shape[0], device=p.device)
     paired = i[-1] % 2 == 1
     share = torch.where(paired, (i % 2 == 0).to(p.dtype), 0.5)
@@ -167,19 +194,19 @@ def _simpson(p: Tensor) -> Tensor:
     return pad(right[0] + left[2], (0, 2)) + pad(right[1] + left[1], (1, 1)) + pad(right[2] + left[0], (2, 0))
 
 
+_SMALLEST_GAP = 1e-30  # bounds the ratio of two gaps: weights stay finite in float32, gradients in float64
+
+
 def _parabola(h: Tensor, h_next: Tensor) -> Tensor:
     """Weights of the integral over an interval of length h of the parabola through its outer end, the end it shares
     with the next interval, and the far end of that one. Shape [3, n]."""
-    outer = (2 * h**2 + 3 * h * h_next) / (6 * (h + h_next))
-    shared = (h**2 + 3 * h * h_next) / (6 * h_next)
-    far = -(h**3) / (6 * h_next * (h_next + h))
-    return torch.stack([outer, shared, far])
+    ratio, part = h / h_next, h / (h + h_next)
+    return torch.stack([3 - part, 3 + ratio, -ratio * part]) * h / 6
 
 
 def _gauss_legendre(p: Tensor) -> Tensor:
     n = p.shape[0]
-    tracing = torch.compiler.is_compiling()
-    if not tracing and not p.requires_grad:
+    if is_readable(p) and is_constant(p):
         points, q = _legendre_rule(n, p.device)
         if torch.allclose(p, points, rtol=0, atol=1e-6 / n**2):
             return q
@@ -191,7 +218,7 @@ def _gauss_legendre(p: Tensor) -> Tensor:
     moments = torch.zeros_like(p)
     moments[0] = 1
     q = torch.linalg.solve(torch.stack(rows[:n]), moments)
-    if not tracing and float(q.detach().abs().sum()) > 1e3:
+    if is_readable(q) and float(q.detach().abs().sum()) > 1e3:
         raise ValueError(
             f"partition admits no stable gauss-legendre rule ({n} points far from Legendre's); "
             "pass an int, or points from gauss_legendre_partition"
@@ -211,14 +238,18 @@ def _legendre_rule(n: int, device: torch.device | str | None = None) -> tuple[Te
 
 def _point_count(n: int) -> int:
     if isinstance(n, bool) or not isinstance(n, (int, np.integer, torch.SymInt)):
-        raise TypeError(f"n must be an int, got {_describe(n)}")
+        raise TypeError(f"n must be an int, got {describe(n)}")
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     return n
 
 
-def _describe(value: object) -> str:
-    return f"a tensor of dtype {value.dtype}" if isinstance(value, Tensor) else f"{type(value).__name__} {value!r}"
+def _point_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    if dtype is None:
+        return torch.get_default_dtype()
+    if dtype not in FLOATING:
+        raise TypeError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype!r}")
+    return dtype
 
 
 _PARTITIONS: dict[str, Callable[..., Tensor]] = {

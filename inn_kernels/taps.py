@@ -12,7 +12,8 @@ kernel sees `start` and `weight` alone:
     weight  [K, 4]         computed in float64, kept in the dtype that accumulates; 0 where start + t >= M
 
 `weight` is plain differentiable PyTorch in the points and in the quadrature: a trainable partition needs from
-each kernel only the gradient of `weight`.
+each kernel only the gradient of `weight`. The points of a partition are taken as exact numbers, whatever their dtype;
+the gradient they get is in that dtype.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from inn_kernels import quadrature as rules
 from inn_kernels.quadrature import Quadrature
+from inn_kernels.tensors import check_real, is_constant, is_readable, without_gradient
 
 Partition = Union[Tensor, int]
 
@@ -65,51 +67,64 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def node_position(partition: Tensor, nodes: int, centred: bool) -> Tensor:
-    """Points in units of nodes. Node i sits at i/(M-1), or, `centred`, at the cell centre (i + 1/2)/M."""
-    return partition * nodes - 0.5 if centred else partition * (nodes - 1)
-
-
 def make_taps(
-    partition: Tensor,
+    partition: Partition,
     nodes: int,
     basis: Basis = DEFAULT_BASIS,
     *,
     centred: bool = False,
     multiplier: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
 ) -> Taps:
     """Taps of a partition on `nodes` nodes, differentiable in `partition` and `multiplier`.
 
     Args:
-        partition: [K] non-decreasing points in [0, 1].
+        partition: [K] non-decreasing points in [0, 1], or K, which means uniform points: k/(K-1), or, `centred`, the
+            cell centres (k + 1/2)/K.
         nodes: M, the number of nodes along the axis, at least 1.
         basis: cubic parameter, boundary and kernel.
         centred: nodes at cell centres (the midpoint quadrature's placement) instead of at i/(M-1).
         multiplier: [K] factor of each point's weights: quadrature times scale.
         dtype: of the weights: what the kernel accumulates in.
+        device: where the taps of an int are made.
     """
-    s = node_position(partition.double(), nodes, centred)
-    cell = _cell(s.detach(), nodes, centred, partition.dtype)
-    t = s - cell
-    t = t - torch.where(t.abs() <= nodes * 2.0**-48, t, 0.0).detach()  # on a node but for round-off: its value alone
+    if isinstance(partition, Tensor):
+        cell, t = _locate(partition, nodes, centred)
+    else:
+        cell, t = _locate_uniform(partition, nodes, centred, device)
     u = _kernel_weights(t, basis)  # [K, 4], nodes cell - 1 .. cell + 2
     start = (cell - 1).clamp(0, max(nodes - 4, 0)).to(torch.int32)
-    touched = cell.to(torch.int64)[:, None] + torch.arange(-1, 3, device=cell.device)  # [K, 4], may lie outside
+    touched = cell[:, None] + torch.arange(-1, 3, device=cell.device)  # [K, 4], may lie outside
     fold = _boundary_matrix(touched, start, nodes, basis.boundary)  # [K, 4 touched, 4 kept]
     return Taps(start, (u.unsqueeze(-1) * fold).sum(1), nodes).times(multiplier, dtype)
 
 
-def _cell(s: Tensor, nodes: int, centred: bool, dtype: torch.dtype) -> Tensor:
-    """Index of the node at or left of each position.
+def node_position(partition: Tensor, nodes: int, centred: bool) -> Tensor:
+    """Points in units of nodes. Node i sits at i/(M-1), or, `centred`, at the cell centre (i + 1/2)/M."""
+    return partition * nodes - 0.5 if centred else partition * (nodes - 1)
 
-    A point within round-off of a node belongs to the cell that starts there: uniform points computed in float32
-    would otherwise fall to either side at random, and the adjoint would gather from more points than it needs.
-    The kernel is smooth across nodes, so values and gradients do not change.
-    """
-    slack = nodes * (2.0**-48 if dtype == torch.float64 else 2.0**-22)
-    last = nodes - 1 if centred else max(nodes - 2, 0)
-    return torch.floor(s + slack).clamp(-1 if centred else 0, last)
+
+def _locate(points: Tensor, nodes: int, centred: bool) -> tuple[Tensor, Tensor]:
+    """The cell of each point, which is the index of the node at or left of it (int64 [K]), and how far into the cell
+    it lies, differentiable in the points (float64 [K], in [0, 1])."""
+    s = node_position(points.double(), nodes, centred)
+    to_node = s.detach().round() - s.detach()
+    s = s + torch.where(to_node.abs() <= nodes * 2.0**-52, to_node, 0.0)  # within s's own round-off of a node: on it
+    last = nodes - 1 if centred else max(nodes - 2, 0)  # the point at 1 ends the last cell
+    cell = s.detach().floor().clamp(-1 if centred else 0, last)
+    return cell.to(torch.int64), s - cell
+
+
+def _locate_uniform(points: int, nodes: int, centred: bool, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
+    """The same for uniform points, whose positions are fractions: k (M-1) / (K-1), or ((2k+1) M - K) / 2K."""
+    k = torch.arange(points, device=device)
+    if centred:
+        numerator, denominator = (2 * k + 1) * nodes - points, 2 * points
+    else:
+        numerator, denominator = k * (nodes - 1), max(points - 1, 1)
+    cell = numerator.div(denominator, rounding_mode="floor")
+    return cell, (numerator - cell * denominator).double() / denominator
 
 
 def _kernel_weights(t: Tensor, basis: Basis) -> Tensor:
@@ -166,13 +181,12 @@ def check_partition(partition: Partition, name: str) -> None:
         if partition < 1:
             raise ValueError(f"{name} must have at least 1 point, got {partition}")
         return
-    if not partition.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got dtype {partition.dtype}")
+    check_real(partition, name)
     if partition.dim() != 1:
         raise ValueError(f"{name} must have shape [K], got shape {list(partition.shape)}")
     if partition.shape[0] == 0:
         raise ValueError(f"{name} must have at least 1 point, got an empty tensor")
-    if torch.compiler.is_compiling():  # the points are not known while a graph is traced
+    if not is_readable(partition):
         return
     points = partition.detach()
     if not bool(torch.isfinite(points).all()):
@@ -219,16 +233,19 @@ def taps_for(
     device = torch.device(device)
     if isinstance(partition, Tensor) and partition.device != device:
         raise ValueError(f"{name} must be on the nodes' device {device}, got {partition.device}")
-    key = None
+    kept: dict[tuple, Taps] | None = None
+    key: tuple = ()
     if not torch.compiler.is_compiling() and (isinstance(quadrature, str) or not weighted):
-        key = _cache_key(partition)
-    if key is not None:
+        kept = _kept_for(partition)
+    if kept is not None:
         named = quadrature if isinstance(quadrature, str) else None
-        key = (*key, nodes, basis, named, weighted, scale if weighted else None, dtype, device)
-        found = _cache.get(key)
-        if found is not None and _unchanged(partition, found[1]):
-            _cache[key] = _cache.pop(key, found)  # most recently used last
-            return found[0]
+        source = None if isinstance(partition, Tensor) else partition
+        key = (source, nodes, basis, named, weighted, scale if weighted else None, dtype, device)
+        found = kept.get(key)
+        if found is not None:
+            return found
+        if isinstance(kept, _TapsOfTensor):
+            partition = kept.points  # which nobody else can write to
     check_basis(basis)
     rules.check_quadrature(quadrature)
     check_partition(partition, name)
@@ -239,7 +256,7 @@ def taps_for(
             raise ValueError(
                 f"{name} must have at least {fewest} points for the closed rule {quadrature!r}, got {count}"
             )
-    if key is None:
+    if kept is None:
         return _compute(partition, nodes, basis, quadrature, weighted, scale, dtype, device)
     with torch.inference_mode(False), torch.no_grad():
         if isinstance(partition, int) and (weighted or dtype != torch.float64):  # all of a size are made of one
@@ -247,8 +264,9 @@ def taps_for(
             taps = plain.times(_multiplier(quadrature, partition, scale, device) if weighted else None, dtype)
         else:
             taps = _compute(partition, nodes, basis, quadrature, weighted, scale, dtype, device)
+    taps = Taps(without_gradient(taps.start), without_gradient(taps.weight), nodes)  # fixed, whatever is differentiated
     if type(taps.weight) is Tensor:  # never a tracer's fake
-        _remember(key, taps, partition)
+        _keep(kept, key, taps)
     return taps
 
 
@@ -263,10 +281,10 @@ def _compute(
     device: torch.device,
 ) -> Taps:
     multiplier = _multiplier(quadrature, partition, scale, device) if weighted else None
-    if not isinstance(partition, Tensor):
+    if not isinstance(partition, Tensor) and not rules.wants_uniform_points(quadrature):
         partition = rules.partition_for(quadrature, partition, dtype=torch.float64, device=device)
     centred = isinstance(quadrature, str) and quadrature == "midpoint"
-    return make_taps(partition, nodes, basis, centred=centred, multiplier=multiplier, dtype=dtype)
+    return make_taps(partition, nodes, basis, centred=centred, multiplier=multiplier, dtype=dtype, device=device)
 
 
 def _multiplier(quadrature: Quadrature, partition: Partition, scale: float, device: torch.device) -> Tensor:
@@ -276,35 +294,59 @@ def _multiplier(quadrature: Quadrature, partition: Partition, scale: float, devi
     return rules.rule_for(quadrature, partition, device=device)[1].double() * scale
 
 
-# Taps of fixed partitions and the points they were made of, least recently used first. An int partition is its own
-# key; a tensor is known by identity and version, and its entries go when it goes.
-_cache: dict[tuple, tuple[Taps, Tensor | None]] = {}
-_CACHE_SIZE = 4096
+class _TapsOfTensor(dict[tuple, Taps]):
+    """Taps of one tensor by all else they depend on: valid while it holds the points they were made of."""
+
+    def __init__(self, partition: Tensor) -> None:
+        super().__init__()
+        name = id(partition)
+        self.tensor = weakref.ref(partition, lambda _: _of_tensors.pop(name, None))
+        self.version = partition._version
+        self.points = without_gradient(partition.detach().clone())
+
+    def serve(self, partition: Tensor) -> bool:
+        """Whether `partition` is the tensor and unchanged."""
+        if self.tensor() is not partition or self.version != partition._version:
+            return False
+        # Writing through `.data` leaves no other trace. To compare elsewhere would be to wait for the device.
+        return not partition.is_cpu or torch.equal(partition, self.points)
 
 
-def _cache_key(partition: Partition) -> tuple | None:
-    if not isinstance(partition, Tensor):
-        return (partition,) if isinstance(partition, int) else None
-    if partition.requires_grad or partition.is_inference() or type(partition) not in (Tensor, torch.nn.Parameter):
+# Taps of fixed partitions, the oldest first: those of ints in one table, and a table for each tensor, by its id, that
+# goes when the tensor goes or is written to. What changes a table is one operation of a dict: threads need no lock.
+_of_ints: dict[tuple, Taps] = {}
+_of_tensors: dict[int, _TapsOfTensor] = {}
+_KEPT = 4096
+
+
+def _kept_for(partition: Partition) -> dict[tuple, Taps] | None:
+    """The table that has a partition's taps or, once made, will; None where they may differ from call to call."""
+    if type(partition) is int:
+        return _of_ints
+    if not isinstance(partition, Tensor) or type(partition) not in (Tensor, torch.nn.Parameter):
         return None
-    return (id(partition), partition._version)
+    if partition.requires_grad:  # which may be switched on at any time
+        return None
+    table = _of_tensors.get(id(partition))
+    if table is not None and table.serve(partition):
+        return table
+    return _TapsOfTensor(partition) if is_constant(partition) and not partition.is_inference() else None
 
 
-def _unchanged(partition: Partition, points: Tensor | None) -> bool:
-    """Whether a tensor still holds the points its taps were made of: writing through `.data` leaves no other trace."""
-    if not isinstance(partition, Tensor) or points is None or partition.is_cuda:  # comparing would wait for the GPU
-        return True
-    return torch.equal(partition, points)
+def _keep(table: dict[tuple, Taps], key: tuple, taps: Taps) -> None:
+    _put(table, key, taps)
+    if isinstance(table, _TapsOfTensor):
+        tensor = table.tensor()
+        if tensor is not None:
+            _put(_of_tensors, id(tensor), table)
 
 
-def _remember(key: tuple, taps: Taps, partition: Partition) -> None:
-    points = None
-    if isinstance(partition, Tensor):
-        weakref.finalize(partition, _cache.pop, key, None)
-        points = partition.detach().clone()
-    while len(_cache) >= _CACHE_SIZE:
-        _cache.pop(next(iter(_cache)), None)
-    _cache[key] = (taps, points)
+def _put(table: dict, key: object, value: object) -> None:
+    """Add to a table; a full one first loses its older half."""
+    if len(table) >= _KEPT:
+        for old in list(table)[: _KEPT // 2]:
+            table.pop(old, None)
+    table[key] = value
 
 
 def neighbours(taps: Taps) -> Tensor:

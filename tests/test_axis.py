@@ -178,6 +178,11 @@ def test_resizing_trainable_points_below_two_is_refused():
     assert axis.size == 4 == axis.delta.shape[0]
 
 
+def test_trainable_points_are_never_drawn_below_two():
+    axis = inn.Axis(16, 4, quadrature="left", trainable=True, size_range=(1, 3))
+    assert {axis.resample(common.generator(seed)) for seed in range(40)} == {2, 3}
+
+
 def test_make_trainable_starts_at_given_points():
     p = torch.cat([torch.zeros(1), common.partition("random", 5), torch.ones(1)]).double()
     axis = inn.Axis(9, 4)
@@ -205,6 +210,23 @@ def test_zero_gradient_does_not_greet_training():
     assert float(axis.delta.grad[1:].abs().max()) > 1e-4
 
 
+@pytest.mark.parametrize("quadrature", QUADRATURES)
+def test_deltas_that_make_no_partition(quadrature):
+    for bad in (0.0, float("nan"), float("inf")):
+        axis = inn.Axis(9, 5, quadrature=quadrature, trainable=True)
+        layer = inn.IntegralLinear(axis, 3)
+        axis.delta.data[2] = bad
+        with pytest.raises(ValueError, match=f"delta must be finite and not 0, got {bad} at 2"):
+            layer(torch.ones(1, 5))
+        axis.delta.data[2] = -1.0
+        assert bool(layer(torch.ones(1, 5)).isfinite().all())
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_taps_are_where_they_are_asked_for(trainable):
+    assert inn.Axis(9, 5, trainable=trainable).taps(weighted=True, device=torch.device("meta")).weight.is_meta
+
+
 # Copies -----------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +246,17 @@ def test_state_dict_restores_trainable_points_of_another_size(size):
     for fresh in (inn.Axis(16, size, trainable=True), inn.Axis(16, size)):
         fresh.load_state_dict(saved.state_dict())
         assert fresh.size == 11 and torch.equal(fresh.partition(), saved.partition())
+
+
+def test_a_bad_delta_within_a_network_is_said_and_not_loaded():
+    axis = inn.Axis(16, 11, trainable=True)
+    model = torch.nn.Sequential(inn.IntegralLinear(3, axis), inn.IntegralLinear(axis, 2))
+    old, points = axis.delta, axis.partition().detach()
+    name = "0.out_axis.delta"
+    for bad in (torch.zeros(4), torch.ones(4, 1), torch.full((4,), float("nan"))):
+        with pytest.raises(RuntimeError, match=name):
+            model.load_state_dict({**model.state_dict(), name: bad, "1.in_axis.delta": bad})
+        assert axis.delta is old and axis.size == 11 and torch.equal(axis.partition(), points)
 
 
 def test_repr():

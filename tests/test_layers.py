@@ -107,7 +107,7 @@ def test_a_step_at_random_sizes(trainable):
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     for _ in range(4):
         for axis in axes(model):
-            axis.resample(rng)
+            axis.resample(rng, optimizer)
         optimizer.zero_grad()
         loss = model(IMAGES).square().mean()
         loss.backward()

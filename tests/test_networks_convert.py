@@ -381,6 +381,27 @@ def test_bad_arguments():
         model.axes["zzz"]
 
 
+def test_outputs_that_are_nan_are_refused():
+    class Half(nn.Module):
+        """The head's own output, and another that is NaN for some inputs."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = build("plain")
+
+        def forward(self, x):
+            y = self.net(x)
+            return y, (y - y.detach().amax() - 1).log()
+
+    net = Half()
+    for bad in (net, build("plain")):
+        if bad is not net:
+            with torch.no_grad():
+                next(bad.parameters()).fill_(float("nan"))
+        with pytest.raises(inn.ConversionError, match="NaN for example_inputs"):
+            inn.convert(bad, *ZOO["plain"].inputs)
+
+
 def test_attention_with_fast_path():
     layer = nn.TransformerEncoderLayer(16, 4, 48, batch_first=True, dropout=0.0).eval()
     net = nn.Sequential(nn.Linear(5, 16), layer, nn.Linear(16, 2)).eval()

@@ -246,6 +246,44 @@ def test_recalibrate(digits):
         inn.recalibrate(inn.convert(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.rand(2, 4)), [x])
 
 
+def test_recalibrating_that_fails_changes_nothing(digits):
+    net, x, *_ = digits
+    model = inn.convert(net, x[:2], fold=False).train()
+    model.net[1].eval()  # frozen
+    model.net[5].momentum = 0.3
+    model.resize(0.7)
+    inn.recalibrate(model, [x[:100]])
+
+    def state():
+        measured = {name: value.clone() for name, value in model._calibrated.items()}
+        modes = [(m.training, getattr(m, "momentum", None)) for m in model.modules()]
+        return modes, copy.deepcopy(model.state_dict()) | measured
+
+    modes, values = state()
+    for batches in ([x[:50], x[:50, :, :, 0]], [x[:50], float("nan") * x[:50]], [x[:50], (x[:50], 3)]):
+        with pytest.raises((RuntimeError, ValueError, TypeError)):
+            inn.recalibrate(model, batches)
+        assert state()[0] == modes
+        for name, value in state()[1].items():
+            assert torch.equal(value, values[name]), name
+    inn.recalibrate(model, [x[:50]])
+    assert state()[0] == modes and not torch.equal(state()[1]["1.running_mean"], values["1.running_mean"])
+
+
+def test_tuning_restores_what_it_froze(digits):
+    """Modes of single modules, flags and gradients: after tuning that ends well, too."""
+    net, x, y, *_ = digits
+    model = inn.convert(net, x[:2]).train()
+    model.net[5].eval()
+    model.net[9].bias.requires_grad_(False)
+    model.net[9].bias.grad = torch.ones(10)
+    with torch.no_grad():
+        inn.tune_partitions(model, loss_fn, [(x[:64], y[:64])], sizes=0.5, steps=3, also="biases")
+    assert model.training and not model.net[5].training and not model.net[9].bias.requires_grad
+    assert torch.equal(model.net[9].bias.grad, torch.ones(10))
+    assert all(axis.delta.requires_grad and axis.delta.grad is None for axis in model.axes.values())
+
+
 def test_statistics_follow_training(digits):
     net, x, *_ = digits
     model = inn.convert(net, x[:2], fold=False).train()
@@ -275,7 +313,7 @@ def test_bad_tuning_arguments(digits):
         inn.tune_partitions(model, loss_fn, [])
     with pytest.raises(ValueError, match=r"in \[0, 1\), got 1.5"):
         inn.compressed_sizes(model, 1.5)
-    with pytest.raises(TypeError, match="compression must be a float"):
+    with pytest.raises(TypeError, match="compression must be a number"):
         inn.compressed_sizes(model, "half")
     with pytest.raises(ValueError, match="loss_fn returned nan"):
         inn.tune_partitions(model, lambda m, b: m(b[0]).sum() * float("nan"), batch, steps=1)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -68,6 +69,60 @@ def test_partition_from_deltas_can_be_used_as_a_partition(n, dtype):
         inn.quadrature_weights("trapezoid", p)
 
 
+def test_partition_from_deltas_depends_on_ratios_alone():
+    """Whatever the squares would do in the dtype."""
+    expected = torch.tensor([0, 0.2, 1], dtype=torch.float64)
+    for dtype, sizes in {
+        torch.float64: (1e-320, 1e-200, 1e200, 8e307),
+        torch.float32: (1e-44, 1e-30, 1e30, 1.6e38),
+        torch.bfloat16: (1e-30, 1e30),
+        torch.float16: (1e-4, 3e4),
+    }.items():
+        for size in sizes:
+            delta = size * torch.tensor([0, 1, 2], dtype=dtype)
+            torch.testing.assert_close(
+                inn.partition_from_deltas(delta).double(), expected, rtol=0, atol=torch.finfo(dtype).eps
+            )
+    delta = torch.tensor([0, 1e30, 2e30, 1e30], requires_grad=True)
+    weights = torch.tensor([3.0, 1.0, 4.0, 1.0])
+    (inn.partition_from_deltas(delta) @ weights).backward()
+    plain = (delta.detach().double() / 1e30).requires_grad_()
+    (inn.partition_from_deltas(plain) @ weights.double()).backward()
+    torch.testing.assert_close(delta.grad.double() * 1e30, plain.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_partition_from_deltas_is_correctly_rounded():
+    delta = 1 + common.rand(1001).abs()
+    for dtype in (torch.float32, torch.bfloat16):
+        exact = inn.partition_from_deltas(delta.to(dtype).double())
+        assert torch.equal(inn.partition_from_deltas(delta.to(dtype)), exact.to(dtype))
+
+
+def test_partition_from_deltas_refuses():
+    for delta in ([0.0, 0.0, 0.0], [1.0, 0.0]):
+        with pytest.raises(ValueError, match="delta must not be zero"):
+            inn.partition_from_deltas(torch.tensor(delta))
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="delta must be finite"):
+            inn.partition_from_deltas(torch.tensor([0.0, 1.0, bad]))
+    for kind in (torch.complex64, torch.int64, torch.bool, torch.float8_e4m3fn):
+        with pytest.raises(TypeError, match=f"delta must be a floating-point tensor.*{kind}"):
+            inn.partition_from_deltas(torch.ones(3).to(kind))
+    with pytest.raises(TypeError, match="delta must be a dense tensor"):
+        inn.partition_from_deltas(torch.ones(3).to_sparse())
+    with pytest.raises(TypeError, match="delta must be a floating-point tensor, got list"):
+        inn.partition_from_deltas([0.0, 1.0])
+
+
+@pytest.mark.parametrize("make", [inn.uniform_partition, inn.midpoint_partition, inn.gauss_legendre_partition])
+def test_points_have_a_floating_point_dtype(make):
+    for dtype in common.DTYPES:
+        assert torch.equal(make(5, dtype=dtype), make(5, dtype=torch.float64).to(dtype))
+    for dtype in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, "float32"):
+        with pytest.raises(TypeError, match=f"dtype must be float64, .* got .*{dtype}"):
+            make(5, dtype=dtype)
+
+
 def test_partition_from_deltas_gradient():
     delta = (1 + common.rand(7).abs()).requires_grad_()
     assert gradcheck(inn.partition_from_deltas, (delta,)) and gradgradcheck(inn.partition_from_deltas, (delta,))
@@ -110,6 +165,51 @@ def test_simpson_is_exact_on_quadratics(n, kind):
         assert float(q @ p**degree) == pytest.approx(exact, abs=1e-12)
 
 
+def simpson_of(x):
+    """The rule on three points or four, in exact arithmetic: the mean of the ways to pair intervals up."""
+    h = [y - x for x, y in itertools.pairwise(x)]
+
+    def parabola(a, b):
+        return [a / 6 * (2 * a + 3 * b) / (a + b), a / 6 * (a + 3 * b) / b, -a / 6 * a * a / (b * (a + b))]
+
+    def over(k, others):  # interval k by the parabola that takes in the next interval, or the one before
+        q = [Fraction(0)] * len(x)
+        for place, weight in zip(others, parabola(h[k], h[k + 1] if others[2] > k else h[k - 1])):
+            q[place] += weight
+        return q
+
+    if len(x) == 3:
+        parts = [over(0, (0, 1, 2)), over(1, (2, 1, 0))]
+    else:
+        middle = [(u + v) / 2 for u, v in zip(over(1, (1, 2, 3)), over(1, (2, 1, 0)))]
+        parts = [over(0, (0, 1, 2)), middle, over(2, (3, 2, 1))]
+    return [sum(column) for column in zip(*parts)]
+
+
+@pytest.mark.parametrize("gap", [0.1, 1e-8, 1e-16, 1e-29])
+def test_simpson_on_tiny_gaps(gap):
+    for x in ([0, gap, 1], [0, gap, 2 * gap], [0, gap, 2 * gap, 1], [0, gap, 3 * gap, 7 * gap]):
+        p = torch.tensor(x, dtype=torch.float64).requires_grad_()
+        exact = torch.tensor([float(q) for q in simpson_of([Fraction(v) for v in p.tolist()])], dtype=torch.float64)
+        q = rules.weights("simpson", p)
+        torch.testing.assert_close(q.detach(), exact, rtol=1e-14, atol=1e-14 * float(exact.abs().max()))
+        (grad,) = torch.autograd.grad(q[0], p)
+        assert bool(grad.isfinite().all())
+
+
+def test_simpson_refuses_gaps_that_overflow():
+    tiny = torch.nextafter(torch.zeros(()).double(), torch.ones(()).double())
+    for dtype in (torch.float64, torch.float32):
+        unit = torch.nextafter(torch.zeros((), dtype=dtype), torch.ones((), dtype=dtype))
+        for p in ([0, unit, 2 * unit], [0, unit, 1], [0, 0.5, 0.5 + 0 * unit]):
+            with pytest.raises(ValueError, match="partition must have gaps of at least 1e-30 for the rule 'simpson'"):
+                rules.weights("simpson", torch.tensor(p, dtype=dtype))
+    with pytest.raises(ValueError, match="partition must have gaps"):
+        inn.quadrature_weights("simpson", torch.stack([0 * tiny, tiny, 1 - tiny]))
+    for rule in ("left", "right", "trapezoid", "midpoint"):
+        assert bool(inn.quadrature_weights(rule, torch.stack([0 * tiny, tiny, 1 - tiny])).isfinite().all())
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 17, 64])
 def test_gauss_legendre_is_exact_to_degree_2n_minus_1(n):
     p = points("gauss-legendre", n)
@@ -134,7 +234,7 @@ def test_trainable_and_fixed_gauss_legendre_agree():
     torch.testing.assert_close(
         rules.weights("gauss-legendre", p.clone().requires_grad_()).detach(), q, rtol=0, atol=1e-13
     )
-    assert rules.weights("gauss-legendre", p.float()).double() == pytest.approx(q, abs=1e-6)
+    assert rules.weights("gauss-legendre", p.float()) == pytest.approx(q, abs=1e-6)
 
 
 def test_gauss_legendre_refuses_points_it_cannot_serve():
@@ -208,9 +308,42 @@ def test_weights_are_differentiable_twice(rule, kind, n):
     assert gradgradcheck(lambda p: rules.weights(rule, p), (p,))
 
 
+@pytest.mark.parametrize("rule", QUADRATURES)
+def test_transforms(rule):
+    batch = torch.stack([points(rule, 7) * share + 0.02 for share in (0.9, 0.93, 0.96)])
+    batch[1] = points(rule, 7)  # gauss-legendre's own points: the tabled weights have no derivative
+
+    def weights(p):
+        return rules.weights(rule, p)
+
+    torch.testing.assert_close(torch.func.vmap(weights)(batch), torch.stack([weights(p) for p in batch]))
+    for p in batch:
+        jacobian = torch.autograd.functional.jacobian(weights, p)
+        torch.testing.assert_close(torch.func.jacrev(weights)(p), jacobian)
+        torch.testing.assert_close(torch.func.jacfwd(weights)(p), jacobian)
+
+
 def test_own_weights():
     p, q = common.partition("random", 5), common.rand(5)
     assert inn.quadrature_weights(q, p) is q
     assert torch.equal(inn.quadrature_weights(lambda x: x**2, p), p**2)
-    for dtype in (torch.float32, torch.float64):
-        assert inn.quadrature_weights("simpson", p.to(dtype)).dtype == dtype
+    for rule in ("simpson", lambda x: x**2):
+        for dtype in common.DTYPES:
+            exact = inn.quadrature_weights(rule, p.to(dtype).double())
+            assert torch.equal(inn.quadrature_weights(rule, p.to(dtype)), exact.to(dtype))  # rounded once
+    narrow = p.bfloat16().requires_grad_()
+    inn.quadrature_weights("simpson", narrow).sum().backward()
+    assert narrow.grad.dtype == torch.bfloat16
+
+
+def test_own_weights_must_be_finite():
+    p = common.partition("random", 5)
+    for bad in (math.nan, math.inf, -math.inf):
+        q = torch.tensor([0.1, 0.2, bad, 0.2, 0.1])
+        for quadrature in (q, lambda p, q=q: q):
+            with pytest.raises(ValueError, match="quadrature must have finite weights"):
+                inn.quadrature_weights(quadrature, p)
+            with pytest.raises(ValueError, match="quadrature must have finite weights"):
+                inn.discretize(common.rand(4, 4), None, p, quadrature=quadrature)
+            with pytest.raises(ValueError, match="quadrature must have finite weights"):
+                inn.integrate(torch.exp, p, quadrature=quadrature)

@@ -11,14 +11,17 @@ from torch import Tensor
 from inn_kernels import dispatch
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Basis, Partition, Taps, accumulate_dtype, check_basis, taps_for
+from integral_nn._checks import FLOATS
 
 
 def check_floating(value: object, name: str) -> None:
-    """Raise TypeError unless `value` is a real floating-point tensor."""
+    """Raise TypeError unless `value` is a dense, real floating-point tensor of 16 bits or more a value."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got dtype {value.dtype}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name} must be a floating-point tensor of 16 bits or more, got dtype {value.dtype}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
 
 
 def check_nodes(nodes: object, ranks: Sequence[int], layout: str, name: str = "nodes") -> None:
@@ -98,7 +101,7 @@ def weight_taps(
     if nodes.dim() == 1 and in_partition is not None:
         raise ValueError(f"in_partition needs nodes of rank 2 or more, got shape {list(nodes.shape)}")
     if spatial_partitions is not None:
-        if isinstance(spatial_partitions, (Tensor, int)) or len(spatial_partitions) != nodes.dim() - 2:
+        if not isinstance(spatial_partitions, Sequence) or len(spatial_partitions) != nodes.dim() - 2:
             raise ValueError(
                 f"spatial_partitions must be a sequence of {nodes.dim() - 2} partitions, one for each dimension of "
                 f"nodes after the first two, got {spatial_partitions!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from integral_nn import _checks as checks
 from integral_nn.layout import Tie
 from integral_nn.prove import OutputTie
 
@@ -40,6 +41,7 @@ class AxisSet:
 
     def ties_of(self, name: str) -> list[Tie]:
         """The dimensions that run along axis `name`."""
+        checks.check_axis_name(name, self.specs, "name")
         return [tie for tie in self.ties if name in tie.axes]
 
     def summary(self) -> str:

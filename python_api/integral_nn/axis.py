@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from inn_kernels import quadrature as rules
-from inn_kernels.taps import Basis, Taps, check_basis, make_taps, taps_for
+from inn_kernels.taps import Basis, Taps, check_basis, check_partition, make_taps, taps_for
+from integral_nn import _checks as checks
+from integral_nn import replaced
+from integral_nn._arguments import check_scale
 
 
 class Axis(nn.Module):
@@ -16,6 +21,8 @@ class Axis(nn.Module):
 
     Layers that share an axis (one's outputs, the next one's inputs) share its partition, so resizing the axis resizes
     them together. Its points are uniform (as the quadrature wants them), or, `trainable`, cumulated from `delta`.
+    A change of the size of trainable points makes `delta` a new parameter (see `resize`), and so does loading a
+    `state_dict` of another size: load before you make an optimizer. A load that fails leaves the axis as it is.
 
     Args:
         nodes: M, the number of nodes, at least 1.
@@ -55,8 +62,8 @@ class Axis(nn.Module):
         kernel: str = "cubic",
     ) -> None:
         super().__init__()
-        _check_count(nodes, "nodes", 1)
-        _check_count(multiple_of, "multiple_of", 1)
+        checks.check_count(nodes, "nodes", 1)
+        checks.check_count(multiple_of, "multiple_of", 1)
         rules.check_quadrature(quadrature)
         if not isinstance(quadrature, str):
             raise TypeError(f"quadrature of an axis must be a name, got {type(quadrature).__name__}")
@@ -67,16 +74,11 @@ class Axis(nn.Module):
         check_basis(self.basis)
         self.register_parameter("delta", None)
         self._changes = 0  # counts resizes, so that a layer knows when its weight is out of date
-        self._set_size(nodes if size is None else size)
-        if size_range is not None and (
-            not isinstance(size_range, (tuple, list)) or [type(n) for n in size_range] != [int, int]
-        ):
-            raise TypeError(f"size_range must be two ints (low, high), got {size_range!r}")
+        size = nodes if size is None else size
+        self._check_size(size)
         self.size_range = size_range
-        low, high = self._range()
-        fewest = rules.minimum_points(quadrature)
-        if not fewest <= low <= high:
-            raise ValueError(f"size_range must be (low, high) with {fewest} <= low <= high, got {size_range}")
+        self._range()
+        self._set(size)
         if trainable:
             self.make_trainable()
 
@@ -97,54 +99,75 @@ class Axis(nn.Module):
         fixed = (self._changes, self.nodes, self.quadrature, self.basis)
         return fixed if self.delta is None else (*fixed, id(self.delta), self.delta._version)
 
-    def resize(self, size: int | float) -> int:
+    def resize(self, size: int | float, optimizer: Optimizer | None = None) -> int:
         """Set the number of points: an int, or a share of the nodes (rounded to `multiple_of`). Returns the size.
 
-        A trainable partition keeps its shape: its points are interpolated to the new number. `delta` changes size with
-        it, so an optimizer's state of it (Adam's moments) must be dropped.
+        A trainable partition keeps its shape: its points are interpolated to the new number, and `delta` becomes a new
+        parameter. An `optimizer` that holds the old one gets the new one in its place, and the state of the old one
+        (moments interpolated, step counts kept). An optimizer that is not given here refuses its next step, for it
+        would leave the new points untrained without a word. A module wrapped in DistributedDataParallel must be
+        wrapped anew. The present size changes nothing.
+
+        Raises:
+            ValueError, TypeError: a size that is not finite or less than the quadrature needs; not an optimizer.
         """
-        if isinstance(size, float):
-            if not 0 < size < float("inf"):
-                raise ValueError(f"size must be a positive share of the nodes or an int, got {size}")
-            size = self.share(size)
-        self._set_size(size)
+        checks.check_optional(optimizer, Optimizer, "optimizer")
+        size = self._wanted(size)
+        self._resize(size, optimizer)
         return size
 
     def share(self, part: float) -> int:
         """The size nearest to a share of the nodes: a multiple of `multiple_of`, with points enough for the rule."""
+        checks.check_number(part, "part", least=0)
         fewest = rules.minimum_points(self.quadrature)
         step = self.multiple_of
         return max(round(part * self.nodes / step), -(-fewest // step)) * step
 
-    def resample(self, generator: torch.Generator | None = None) -> int:
-        """Draw a random size from `size_range`, a multiple of `multiple_of` (Algorithm 1). Returns it."""
-        low, high = self._range()
-        step = self.multiple_of
-        first, last = -(-low // step), high // step
-        if first > last:
-            raise ValueError(f"size_range {(low, high)} holds no multiple of multiple_of={step}")
-        self._set_size(step * int(torch.randint(first, last + 1, (), generator=generator)))
+    def resample(self, generator: torch.Generator | None = None, optimizer: Optimizer | None = None) -> int:
+        """Draw a random size from `size_range`, a multiple of `multiple_of` (Algorithm 1). Returns it.
+
+        `optimizer`: as in `resize`.
+        """
+        checks.check_optional(generator, torch.Generator, "generator")
+        checks.check_optional(optimizer, Optimizer, "optimizer")
+        first, last = self._steps()
+        self._resize(self.multiple_of * int(torch.randint(first, last + 1, (), generator=generator)), optimizer)
         return self.size
 
     def make_trainable(self, partition: Tensor | None = None) -> None:
-        """Turn the partition into a parameter `delta`, starting at `partition` (default: the current points)."""
-        points = self.partition().detach() if partition is None else partition.detach()
+        """Turn the partition into a parameter `delta`, starting at `partition` (default: the current points).
+
+        Args:
+            partition: [K] increasing points in [0, 1], K >= 2. The first and last are taken to be 0 and 1; on a
+                midpoint axis, points are taken to be the centres of cells whose edges lie halfway between them.
+
+        Raises:
+            ValueError, TypeError: not such points; the axis is as it was.
+        """
+        if partition is None:
+            points = self.partition().detach()
+        else:
+            checks.check_instance(partition, Tensor, "partition")
+            if partition.is_meta:
+                raise ValueError("partition must hold points, got a tensor on the meta device")
+            check_partition(partition, "partition")
+            points = partition.detach()
         if points.shape[0] < 2:
-            raise ValueError(f"a trainable axis must have at least 2 points, got {points.shape[0]}")
-        self._set_size(points.shape[0])
-        self.delta = nn.Parameter(_deltas_from(points.double(), self.quadrature).to(torch.get_default_dtype()))
+            raise ValueError(f"partition of a trainable axis must have at least 2 points, got {points.shape[0]}")
+        delta = _deltas_from(points.double(), self.quadrature).to(torch.get_default_dtype())
+        self._set(points.shape[0], nn.Parameter(delta))
 
     def make_uniform(self) -> None:
         """Forget a trainable partition: the points are those the quadrature wants again, at the current size."""
         if self.delta is not None:
-            self.delta = None
-            self._changes += 1
+            self._set(self.size)
 
     def partition(self) -> Tensor:
         """The current points [K] in [0, 1], float64, differentiable in `delta`."""
         if self.delta is None:
             return rules.partition_for(self.quadrature, self.size, dtype=torch.float64)
         delta = self.delta.double()
+        self._check_delta(delta.detach())
         if self.quadrature == "midpoint":  # deltas are the cells, points their centres
             cells = delta.square() / delta.square().sum()
             return torch.cumsum(cells, 0) - cells / 2
@@ -158,8 +181,10 @@ class Axis(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> Taps:
-        """The axis's taps; `weighted` folds quadrature and scale in (the axis is integrated over)."""
-        device = device or torch.device("cpu")
+        """The axis's taps on `device`; `weighted` folds quadrature and scale in (the axis is integrated over)."""
+        if not torch.compiler.is_compiling():
+            check_scale(scale)
+            checks.check_dtype(dtype)
         if self.delta is None:
             return taps_for(
                 self.size,
@@ -169,9 +194,9 @@ class Axis(nn.Module):
                 weighted=weighted,
                 scale=scale,
                 dtype=dtype,
-                device=device,
+                device=device or "cpu",
             )
-        points = self.partition()
+        points = self.partition().to(device)
         multiplier = rules.weights(self.quadrature, points) * scale if weighted else None
         centred = self.quadrature == "midpoint"
         return make_taps(points, self.nodes, self.basis, centred=centred, multiplier=multiplier, dtype=dtype)
@@ -187,39 +212,101 @@ class Axis(nn.Module):
         return ", ".join(parts)
 
     def _range(self) -> tuple[int, int]:
-        if self.size_range is not None:
-            low, high = self.size_range
-            return low, high
-        return max(self.nodes // 2, rules.minimum_points(self.quadrature)), max(
-            self.nodes, rules.minimum_points(self.quadrature)
-        )
+        """`size_range`, or its default; raises unless it is a range of sizes."""
+        fewest = rules.minimum_points(self.quadrature)
+        if self.size_range is None:
+            return max(self.nodes // 2, fewest), max(self.nodes, fewest)
+        given = self.size_range
+        if not isinstance(given, (tuple, list)) or [type(n) for n in given] != [int, int]:
+            raise TypeError(f"size_range must be two ints (low, high), got {given!r}")
+        low, high = given
+        if not fewest <= low <= high <= checks.MOST:
+            raise ValueError(f"size_range must be (low, high) with {fewest} <= low <= high, got {given}")
+        return low, high
 
-    def _set_size(self, size: int) -> None:
-        _check_count(size, "size", 2 if self.delta is not None else rules.minimum_points(self.quadrature))
-        if self.delta is not None and size != self.size:
-            delta = _resized(self.delta.detach().double(), size, self.quadrature).to(self.delta)
-            self.delta.grad = None
-            # A graph that is still alive holds on to autograd's record of the parameter, old shape included. Passing
-            # through another dtype makes autograd start a new one.
-            self.delta.data = delta.to(torch.float32 if delta.dtype == torch.float64 else torch.float64)
-            self.delta.data = delta
+    def _steps(self) -> tuple[int, int]:
+        """Sizes in `size_range`, as the first and last multiple of `multiple_of`."""
+        low, high = self._range()
+        low = max(low, 2) if self.trainable else low
+        first, last = -(-low // self.multiple_of), high // self.multiple_of
+        if first > last:
+            raise ValueError(f"size_range {(low, high)} holds no multiple of multiple_of={self.multiple_of}")
+        return first, last
+
+    def _wanted(self, size: int | float, name: str = "size") -> int:
+        """A size or a share of the nodes as a size that the axis can take."""
+        if isinstance(size, float):
+            checks.check_number(size, name, above=0)
+            size = self.share(size)
+        self._check_size(size, name)
+        return size
+
+    def _check_size(self, size: int, name: str = "size") -> None:
+        checks.check_count(size, name, 2 if self.delta is not None else rules.minimum_points(self.quadrature))
+
+    def _check_delta(self, delta: Tensor) -> None:
+        """Raise where a gap is 0 or no number: on a CPU (a GPU would have to be waited for), where values are known."""
+        if delta.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return
+        gaps = (delta if self.quadrature == "midpoint" else delta[1:]).square()
+        good = (gaps > 0) & (gaps < float("inf"))
+        if not bool(good.all()):
+            bad = int(good.int().argmin()) + delta.shape[0] - good.shape[0]
+            raise ValueError(f"delta must be finite and not 0, got {float(delta[bad])} at {bad}")
+
+    def _resize(self, size: int, optimizer: Optimizer | None) -> None:
+        old = self.delta
+        if size == self.size:
+            return
+        if old is None:
+            self._set(size)
+            return
+        with torch.no_grad():
+            delta = _resized(old.double(), size, self.quadrature).to(old)
+            new = nn.Parameter(delta, old.requires_grad)
+            self._set(size, new)
+            if optimizer is not None:
+                replaced.move_state(optimizer, old, new, lambda t: _stretched(t, size, self.quadrature))
+
+    def _set(self, size: int, delta: nn.Parameter | None = None) -> None:
+        """Take up a size and its deltas, if any. Nothing of it is written in place: `_state` undoes it."""
+        if self.delta is not None:
+            replaced.note(self.delta, self, "delta")
+        self.delta = delta
         self._extent = torch.empty(size, 0)
         self._changes += 1
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any) -> None:
-        saved = state_dict.get(prefix + "delta")
-        if saved is not None:
-            if self.delta is None:
-                self.make_trainable()
-            self._set_size(saved.shape[0])
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _state(self) -> tuple[int, nn.Parameter | None]:
+        return self.size, self.delta
 
+    def _restore(self, state: tuple[int, nn.Parameter | None]) -> None:
+        self._set(*state)
 
-def _check_count(value: object, name: str, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool, missing: list, unexpected: list,
+        errors: list,
+    ) -> None:  # fmt: skip
+        name = prefix + "delta"
+        saved = state_dict.get(name)
+        if isinstance(saved, Tensor):
+            if saved.dim() != 1 or saved.shape[0] < 2 or not saved.is_floating_point():
+                errors.append(f"{name} must be [K] floating-point deltas of K >= 2 points, got {list(saved.shape)}")
+                return
+            try:
+                self._check_delta(saved.detach().double())
+            except ValueError as error:
+                errors.append(f"{name}: {error}")
+                return
+            if self.delta is None or self.delta.shape != saved.shape:
+                like = torch.empty(0, dtype=torch.get_default_dtype()) if self.delta is None else self.delta
+                learns = self.delta is None or self.delta.requires_grad
+                self._set(saved.shape[0], nn.Parameter(saved.detach().to(like, copy=True), learns))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As that of any module; another size makes `delta` a new parameter, a load that fails changes nothing."""
+        checks.try_loading(self, state_dict, strict, assign)
+        return super().load_state_dict(state_dict, strict, assign)
 
 
 def _deltas_from(points: Tensor, quadrature: str) -> Tensor:
@@ -246,3 +333,10 @@ def _resized(delta: Tensor, size: int, quadrature: str) -> Tensor:
     place = torch.linspace(0, ends.shape[0] - 1, count, dtype=ends.dtype, device=ends.device)
     left = place.floor().clamp(max=ends.shape[0] - 2).long()
     return _deltas(torch.lerp(ends[left], ends[left + 1], place - left).diff() / ends[-1], quadrature)
+
+
+def _stretched(moment: Tensor, size: int, quadrature: str) -> Tensor:
+    """Something known of each delta, linearly interpolated to `size` of them; what is not negative stays so."""
+    first = 0 if quadrature == "midpoint" else 1  # the delta that is no gap
+    rest = torch.nn.functional.interpolate(moment[None, None, first:], size - first, mode="linear")[0, 0]
+    return torch.cat([moment[:first], rest])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from integral_nn import _checks as checks
 from integral_nn.network import IntegralNetwork
 from integral_nn.permute import axis_features
 
@@ -20,8 +21,14 @@ def spectrum(model: IntegralNetwork, axis: str) -> Tensor:
     """Share of the nodes' energy at each frequency along an axis. Float64 [M], sums to 1; M is the number of nodes.
 
     Entry f counts f half-cycles over the axis; entry 0 is the mean.
+
+    Raises:
+        ValueError: an unknown axis.
+        TypeError: `model` is not an integral network.
     """
+    checks.check_instance(model, IntegralNetwork, "model")
     found = model.axes
+    checks.check_axis_name(axis, found, "axis")
     nodes = found[axis].nodes
     tensors = dict(model.net.named_parameters())
     features = axis_features(tensors, model.found.ties, axis).double()
@@ -45,6 +52,7 @@ def capacity(model: IntegralNetwork, share: float = 0.99) -> dict[str, int]:
 
     Raises:
         ValueError: `share` is not in (0, 1].
+        TypeError: `model` is not an integral network.
 
     >>> import torch, integral_nn as inn
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
@@ -52,6 +60,8 @@ def capacity(model: IntegralNetwork, share: float = 0.99) -> dict[str, int]:
     >>> 0 < needed["0"] <= 32
     True
     """
+    checks.check_instance(model, IntegralNetwork, "model")
+    checks.check_number(share, "share")
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
     result = {}

@@ -22,6 +22,7 @@ from inn_kernels import dispatch
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Basis, Partition, Taps
 from integral_nn import _arguments as arguments
+from integral_nn import _checks as checks
 from integral_nn import fused
 from integral_nn.axis import Axis
 from integral_nn.discretize import sample
@@ -156,6 +157,7 @@ def _integral_conv(
     arguments.check_device(x, nodes, "x")
     arguments.check_bias(bias, nodes)
     arguments.check_dataflow(dataflow)
+    checks.check_window(rank, *window[:3])
     wide = arguments.working_dtype(nodes, arguments.compute_dtype(x))
     backend = dispatch.select_backend(backend, nodes.device, nodes.dtype)
     taps = arguments.weight_taps(nodes, *partitions, *rule, wide)
@@ -266,7 +268,9 @@ class _IntegralConv(IntegralLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         out_nodes, in_nodes = node_count(out_axis, "out_axis"), node_count(in_axis, "in_axis")
-        node_count(groups, "groups")
+        checks.check_count(groups, "groups")
+        checks.check_extent(kernel_size, self.rank, "kernel_size", 1)
+        checks.check_window(self.rank, stride, padding, dilation)
         kernel = _spread_out(kernel_size, self.rank)
         depthwise = groups > 1 and groups == in_nodes and in_axis is out_axis
         if groups > 1 and not depthwise and (isinstance(in_axis, Axis) or isinstance(out_axis, Axis)):

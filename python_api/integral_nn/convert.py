@@ -19,13 +19,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from inn_kernels import reference
+from inn_kernels.taps import Basis, check_basis
+from integral_nn import _checks as checks
 from integral_nn.axes import AxisSet
 from integral_nn.axis import Axis
 from integral_nn.layout import Tie
 from integral_nn.network import IntegralNetwork
 from integral_nn.norms import fold_norms
 from integral_nn.permute import Reordering, apply_orders, reorder_axes
-from integral_nn.search import fast_paths_off, find_axes
+from integral_nn.prove import fast_paths_off
+from integral_nn.search import check_network, find_axes
 from integral_nn.symbolic import ConversionError, call
 
 _EXACT = ("trapezoid", "midpoint")
@@ -122,11 +125,21 @@ def convert(
       (2): Linear(in_features=16, out_features=2, bias=True)
     )
     """
-    _check_arguments(net, example_inputs, quadrature, size_range)
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    check_network(net)
+    inputs = checks.check_example_inputs(example_inputs)
+    if quadrature not in _EXACT:
+        raise ValueError(f"quadrature must be one of {list(_EXACT)} for an exact conversion, got {quadrature!r}")
+    ignore, only = checks.names_in(ignore, "ignore"), only if only is None else checks.names_in(only, "only")
+    continuous_inputs = checks.check_continuous_inputs(continuous_inputs, inputs)
+    _check_sizes(nodes, size_range, multiple_of)
+    check_basis(Basis(a, boundary))
+    checks.check_number(tolerance, "tolerance", least=0)
+    checks.check_seed(seed)
+    checks.check_number(time_limit, "time_limit", above=0)
     plain = _copied(net).eval()
     _bake_parametrizations(plain)
     with fast_paths_off():
+        _check_outputs(plain, inputs)
         folded = fold_norms(plain, inputs) if fold else []
         found = find_axes(
             plain,
@@ -162,25 +175,19 @@ def convert(
     return model.train(net.training)
 
 
-def _check_arguments(net: object, example_inputs: object, quadrature: object, size_range: object) -> None:
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be an nn.Module, got {type(net).__name__}")
-    if isinstance(net, torch.jit.ScriptModule):
-        raise TypeError("net must be an ordinary nn.Module, got a ScriptModule, whose sizes are compiled in")
-    if isinstance(net, IntegralNetwork) or any(isinstance(m, Axis) for m in net.modules()):
-        raise TypeError("net must be a discrete network, got one with integral layers; discretize it first")
-    if not isinstance(example_inputs, (Tensor, tuple)):
-        raise TypeError(
-            f"example_inputs must be a tensor or a tuple of positional inputs, got {type(example_inputs).__name__}"
-        )
-    if quadrature not in _EXACT:
-        raise ValueError(f"quadrature must be one of {list(_EXACT)} for an exact conversion, got {quadrature!r}")
-    low_high = isinstance(size_range, tuple) and len(size_range) == 2
-    if not low_high or not 0 < size_range[0] <= size_range[1]:  # type: ignore[index]
-        raise ValueError(f"size_range must be shares (low, high) with 0 < low <= high, got {size_range!r}")
-    for name, parameter in net.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(f"net has uninitialized parameters ({name!r}): run it once first")
+def _check_sizes(nodes: object, size_range: object, multiple_of: object) -> None:
+    for count in nodes.values() if isinstance(nodes, Mapping) else [nodes]:
+        if isinstance(count, int) and not isinstance(count, bool):
+            checks.check_count(count, "nodes")
+        elif count is not None:
+            checks.check_number(count, "nodes", above=0)
+    if not isinstance(size_range, (tuple, list)) or len(size_range) != 2:
+        raise ValueError(f"size_range must be shares (low, high), got {size_range!r}")
+    for share in size_range:
+        checks.check_number(share, "size_range", above=0)
+    if size_range[0] > size_range[1]:
+        raise ValueError(f"size_range must be shares (low, high) with low <= high, got {size_range!r}")
+    checks.check_count(multiple_of, "multiple_of")
 
 
 def _copied(net: nn.Module) -> nn.Module:
@@ -188,6 +195,18 @@ def _copied(net: nn.Module) -> nn.Module:
         return copy.deepcopy(net)
     except Exception as error:
         raise ConversionError(f"the network cannot be copied: {type(error).__name__}: {error}") from error
+
+
+@torch.no_grad()
+def _check_outputs(net: nn.Module, inputs: tuple) -> None:
+    """Raise where outputs are NaN: nothing could be proved of them."""
+    try:
+        out = call(net, {}, inputs)
+    except Exception:  # tracing says which operation
+        return
+    for index, value in enumerate(out):
+        if not value.is_meta and bool(torch.isnan(value).any()):
+            raise ConversionError(f"the network returns NaN for example_inputs (tensor {index} of its outputs)")
 
 
 def _bake_parametrizations(net: nn.Module) -> None:
@@ -213,8 +232,7 @@ def _make_axes(
 ) -> tuple[dict[str, Axis], dict[str, float]]:
     if isinstance(nodes, Mapping):
         for name in nodes:
-            if name not in found.specs:
-                raise ValueError(f"nodes names an unknown axis {name!r}; there are {list(found.specs)}")
+            checks.check_axis_name(name, found.specs, "nodes")
     axes, scales = {}, {}
     for name, spec in found.specs.items():
         wanted = nodes.get(name) if isinstance(nodes, Mapping) else nodes
@@ -322,11 +340,11 @@ def _output_error(
                 live = {a: orders[a] for a in layout.axes if a in orders}
                 expected[index] = _reordered(expected[index], dim, layout.source(live))
             for want, have in zip(expected, out):
-                if not want.is_floating_point() or not bool(torch.isfinite(want).all()):
-                    continue
-                largest = float(want.abs().max()) if want.numel() else 0.0
+                finite = torch.isfinite(want) if want.is_floating_point() else torch.zeros(0, dtype=torch.bool)
+                largest = float(want[finite].abs().max()) if bool(finite.any()) else 0.0
                 if largest > 0:
-                    worst = max(worst, float((want - have).abs().max()) / largest)
+                    error = float((want - have)[finite].abs().max()) / largest
+                    worst = worst if error <= worst else error  # NaN stays
     finally:
         for module, mode in was.items():
             module.training = mode

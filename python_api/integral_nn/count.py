@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from integral_nn import _checks as checks
 from integral_nn.network import IntegralNetwork
 
 
@@ -23,13 +24,21 @@ class Count:
 def count(net: nn.Module, example_inputs: Tensor | tuple) -> Count:
     """Parameters, and multiply-adds of one call. An integral network is counted at its current sizes, as discretized.
 
+    Args:
+        net: any module.
+        example_inputs: a tensor, or a tuple of positional inputs.
+
+    Raises:
+        TypeError: neither; the message names the argument.
+
     >>> import torch, integral_nn as inn
     >>> inn.count(torch.nn.Linear(8, 4), torch.zeros(2, 8))
     Count(parameters=36, macs=64)
     """
+    checks.check_module(net)
+    inputs = checks.check_example_inputs(example_inputs)
     if isinstance(net, IntegralNetwork):
         net = net.discretize()
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     was = {m: m.training for m in net.modules()}
     net.eval()
     try:

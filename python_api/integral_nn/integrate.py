@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Union
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from inn_kernels import quadrature as rules
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Partition, check_partition
+from inn_kernels.tensors import FLOATING, describe
 
 
 def integrate(
@@ -27,7 +29,8 @@ def integrate(
         quadrature: one for all variables, or one each; see `quadrature_weights`.
 
     Returns:
-        [*rest], differentiable in what `function` and the partitions depend on.
+        [*rest], differentiable in what `function` and the partitions depend on, in the widest of their dtypes. Weights
+        are computed in float64 and rounded to it.
 
     Raises:
         ValueError, TypeError: bad partitions or quadratures, or values whose first d dimensions are not the grid.
@@ -40,37 +43,59 @@ def integrate(
     """
     if not callable(function):
         raise TypeError(f"function must be callable, got {type(function).__name__}")
-    if isinstance(partitions, (Tensor, int)):
+    points, weights, dtypes = _grid(partitions, quadrature)
+    shape = [q.shape[0] for q in weights]
+    d = len(shape)
+    place = [[-1 if j == i else 1 for j in range(d)] for i in range(d)]
+    values = function(*(p.reshape(to) for p, to in zip(points, place)))
+    if not isinstance(values, Tensor):
+        raise TypeError(f"function must return a tensor, got {type(values).__name__}")
+    if values.layout != torch.strided:
+        raise TypeError(f"function must return a dense tensor, got layout {values.layout}")
+    if values.is_floating_point() and values.dtype not in FLOATING:
+        raise TypeError(f"function must return values of a dtype that PyTorch computes in, got {values.dtype}")
+    if values.device != weights[0].device:
+        raise ValueError(f"function must return values on the points' device {weights[0].device}, got {values.device}")
+    if values.dim() < d or any(have not in (1, want) for have, want in zip(values.shape, shape)):
+        raise ValueError(f"function must return values of shape {shape} and more, got {list(values.shape)}")
+    dtype = functools.reduce(torch.promote_types, dtypes, values.dtype)
+    values = values.expand([*shape, *values.shape[d:]]).to(dtype)
+    for q in weights:
+        values = torch.tensordot(q.to(dtype), values, ([0], [0]))
+    return values
+
+
+def _grid(
+    partitions: Union[Partition, Sequence[Partition]], quadrature: Union[Quadrature, Sequence[Quadrature]]
+) -> tuple[list[Tensor], list[Tensor], list[torch.dtype]]:
+    """Checked points and weights of every variable, and the dtypes that the integral is at least as wide as."""
+    if isinstance(partitions, (Tensor, int, torch.SymInt)):
         partitions = [partitions]
+    if not isinstance(partitions, Sequence) or isinstance(partitions, str):
+        raise TypeError(f"partitions must be points, an int or a sequence of them, got {describe(partitions)}")
     if len(partitions) == 0:
         raise ValueError("partitions must name at least one variable, got an empty sequence")
     if isinstance(quadrature, (str, Tensor)) or callable(quadrature):
+        rules.check_quadrature(quadrature)
         quadrature = [quadrature] * len(partitions)
+    if not isinstance(quadrature, Sequence):
+        raise TypeError(f"quadrature must be a name, a tensor, a callable or some of them, got {describe(quadrature)}")
     if len(quadrature) != len(partitions):
         raise ValueError(f"quadrature must be one for each of {len(partitions)} variables, got {len(quadrature)}")
-    d = len(partitions)
-    points, weights = [], []
+    points, weights, dtypes = [], [], []
     for i, (partition, rule) in enumerate(zip(partitions, quadrature)):
+        if partition is None:
+            raise TypeError(f"partitions[{i}] must be a tensor of points or an int, got None")
         check_partition(partition, f"partitions[{i}]")
-        rules.check_quadrature(rule)
+        rules.check_quadrature(rule, f"quadrature[{i}]")
         if isinstance(partition, Tensor):
             q = rules.weights(rule, partition)
         else:
             partition, q = rules.rule_for(rule, partition)
-        place = [1] * i + [-1] + [1] * (d - 1 - i)
-        points.append(partition.reshape(place))
+        points.append(partition)
         weights.append(q)
-    values = function(*points)
-    if not isinstance(values, Tensor):
-        raise TypeError(f"function must return a tensor, got {type(values).__name__}")
-    grid = [q.shape[0] for q in weights]
-    if values.dim() < d or any(have not in (1, want) for have, want in zip(values.shape, grid)):
-        raise ValueError(f"function must return values of shape {grid} and more, got {list(values.shape)}")
-    values = values.expand([*grid, *values.shape[d:]])
-    for q in weights:
-        dtype = torch.promote_types(q.dtype, values.dtype)
-        values = torch.tensordot(q.to(dtype), values.to(dtype), ([0], [0]))
-    return values
+        dtypes += [partition.dtype, q.dtype] if isinstance(rule, Tensor) else [partition.dtype]
+    return points, weights, dtypes
 
 
 def quadrature_weights(name: Quadrature, partition: Tensor) -> Tensor:
@@ -78,11 +103,13 @@ def quadrature_weights(name: Quadrature, partition: Tensor) -> Tensor:
 
     Args:
         name: "left", "right" (order 1), "trapezoid", "midpoint" (order 2), "simpson" (order 4, any count),
-            "gauss-legendre" (exact on polynomials), a tensor of weights [n], or a callable partition -> weights.
+            "gauss-legendre" (exact on polynomials), a tensor of weights [n], or a callable points -> weights,
+            which gets the points in float64.
         partition: [n] increasing points in [0, 1].
 
     Returns:
-        [n] weights in the partition's dtype, differentiable in it.
+        [n] weights, differentiable in the partition, computed in float64 and rounded to its dtype. A tensor of weights
+        is returned as it is.
 
     Raises:
         ValueError, TypeError: unknown name, a bad partition, one point for a closed rule, weights of another shape.
@@ -94,4 +121,5 @@ def quadrature_weights(name: Quadrature, partition: Tensor) -> Tensor:
     if not isinstance(partition, Tensor):
         raise TypeError(f"partition must be a tensor of points, got {type(partition).__name__}")
     check_partition(partition, "partition")
-    return rules.weights(name, partition)
+    q = rules.weights(name, partition)
+    return q if isinstance(name, Tensor) else q.to(partition.dtype)

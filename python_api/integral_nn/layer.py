@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from inn_kernels import dispatch
 from inn_kernels.taps import Taps
 from integral_nn import _arguments as arguments
+from integral_nn import _checks as checks
 from integral_nn.axis import Axis
 from integral_nn.discretize import sample
 
@@ -43,6 +44,7 @@ class IntegralLayer(nn.Module):
         super().__init__()
         arguments.check_dataflow(dataflow)
         dispatch.check_backend(backend)
+        checks.check_dtype(dtype)
         self.in_axis = in_axis if isinstance(in_axis, Axis) else None
         self.out_axis = out_axis if isinstance(out_axis, Axis) else None
         self.dataflow = dataflow
@@ -71,6 +73,7 @@ class IntegralLayer(nn.Module):
 
     def taps(self, dtype: torch.dtype) -> list[Taps | None]:
         """Taps of the output and input dimension, in the dtype that accumulates for a result of `dtype`."""
+        checks.check_dtype(dtype)
         wide = arguments.working_dtype(self.nodes, dtype)
         device = self.nodes.device
         out_taps = in_taps = None
@@ -122,8 +125,7 @@ def node_count(dimension: Dimension, name: str) -> int:
         return dimension.nodes
     if isinstance(dimension, bool) or not isinstance(dimension, int):
         raise TypeError(f"{name} must be an Axis or an int, got {type(dimension).__name__}")
-    if dimension < 1:
-        raise ValueError(f"{name} must be at least 1, got {dimension}")
+    checks.check_count(dimension, name)
     return dimension
 
 

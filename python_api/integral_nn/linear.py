@@ -19,6 +19,7 @@ from inn_kernels import dispatch
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Basis, Partition, Taps
 from integral_nn import _arguments as arguments
+from integral_nn import _checks as checks
 from integral_nn import fused, step
 from integral_nn.discretize import sample
 from integral_nn.interpolate import interpolate, spread
@@ -149,7 +150,8 @@ class IntegralLinear(IntegralLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         shape = [node_count(out_axis, "out_axis"), node_count(in_axis, "in_axis")]
-        if node_count(taps, "taps") > 1:
+        checks.check_count(taps, "taps")
+        if taps > 1:
             shape.append(taps)
         super().__init__(in_axis, out_axis, shape, bias, scale, dataflow, backend, device, dtype)
 

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim import Optimizer
 
 from inn_kernels import dispatch
 from inn_kernels.taps import Taps
 from integral_nn import _arguments as arguments
+from integral_nn import _checks as checks
 from integral_nn import foreach
 from integral_nn.axes import AxisSet
 from integral_nn.axis import Axis
@@ -102,13 +104,14 @@ class IntegralNetwork(nn.Module):
         """The current size of each axis."""
         return {name: axis.size for name, axis in self.axes.items()}
 
-    def resize(self, size: float | Mapping[str, int | float]) -> dict[str, int]:
+    def resize(self, size: float | Mapping[str, int | float], optimizer: Optimizer | None = None) -> dict[str, int]:
         """Set sizes: one share of every axis's nodes, or {axis: size or share}. Returns all sizes.
 
-        A share is rounded to what the axis allows (`multiple_of`, the quadrature's fewest points).
+        A share is rounded to what the axis allows (`multiple_of`, the quadrature's fewest points). Trainable points of
+        another number are a new parameter, which an `optimizer` takes over: see `Axis.resize`.
 
         Raises:
-            ValueError: an unknown axis, a share that is not positive, a size the axis does not allow.
+            ValueError: an unknown axis, a share that is not positive, a size an axis does not allow; no axis changes.
             TypeError: neither a float nor a mapping.
 
         >>> import torch, integral_nn as inn
@@ -117,43 +120,50 @@ class IntegralNetwork(nn.Module):
         >>> model.resize(0.75)
         {'0': 24}
         """
+        checks.check_optional(optimizer, Optimizer, "optimizer")
         axes = self.axes
-        if isinstance(size, Mapping):
-            for name, value in size.items():
-                if name not in axes:
-                    raise ValueError(f"size names an unknown axis {name!r}; there are {list(axes)}")
-                self._check_size(name, axes[name], value)
-            for name, value in size.items():
-                axes[name].resize(value)
-        elif isinstance(size, (int, float)) and not isinstance(size, bool):
-            for axis in axes.values():
-                axis.resize(float(size))
-        else:
-            raise TypeError(f"size must be a share or a mapping from axes to sizes, got {type(size).__name__}")
+        for name, wanted in self._wanted(size).items():
+            axes[name]._resize(wanted, optimizer)
         return self.sizes
 
-    @staticmethod
-    def _check_size(name: str, axis: Axis, value: int | float) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"size of axis {name!r} must be an int or a share, got {type(value).__name__}")
-        step = axis.multiple_of
-        if isinstance(value, int) and (value < 1 or value % step):
-            raise ValueError(f"size of axis {name!r} must be a positive multiple of {step}, got {value}")
+    def _wanted(self, size: float | Mapping[str, int | float], argument: str = "size") -> dict[str, int]:
+        """Sizes, or a share, as sizes that the axes can take."""
+        axes = self.axes
+        if not isinstance(size, Mapping):
+            if isinstance(size, bool) or not isinstance(size, (int, float)):
+                got = type(size).__name__
+                raise TypeError(f"{argument} must be a share or a mapping from axes to sizes, got {got}")
+            checks.check_number(size, argument, above=0)
+            return {name: axis._wanted(float(size), f"{argument} of axis {name!r}") for name, axis in axes.items()}
+        wanted = {}
+        for name, value in size.items():
+            checks.check_axis_name(name, axes, argument)
+            label, step = f"{argument} of axis {name!r}", axes[name].multiple_of
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{label} must be an int or a share, got {type(value).__name__}")
+            if isinstance(value, int) and (value < 1 or value % step):
+                raise ValueError(f"{label} must be a positive multiple of {step}, got {value}")
+            wanted[name] = axes[name]._wanted(value, label)
+        return wanted
 
-    def resample(self, generator: torch.Generator | None = None, *, common: bool = False) -> dict[str, int]:
+    def resample(
+        self, generator: torch.Generator | None = None, *, common: bool = False, optimizer: Optimizer | None = None
+    ) -> dict[str, int]:
         """Draw random sizes for this step (Algorithm 1): each axis its own, or `common`, all at one ratio.
 
-        Sizes come from each axis's `size_range`, in multiples of its `multiple_of`. Returns them.
+        Sizes come from each axis's `size_range`, in multiples of its `multiple_of`. Returns them. `optimizer`: as in
+        `resize`.
         """
+        checks.check_optional(generator, torch.Generator, "generator")
+        checks.check_optional(optimizer, Optimizer, "optimizer")
+        steps = [(axis, *axis._steps()) for axis in self.axes.values()]
         ratio = float(torch.rand((), generator=generator)) if common else None
-        for axis in self.axes.values():
+        for axis, first, last in steps:
             if ratio is None:
-                axis.resample(generator)
+                axis.resample(generator, optimizer)
             else:
-                low, high = axis.size_range or (-(-axis.nodes // 2), axis.nodes)
-                step = axis.multiple_of
-                first, last = -(-low // step), high // step
-                axis.resize(step * (first + min(int(ratio * (last - first + 1)), last - first)))
+                count = first + min(int(ratio * (last - first + 1)), last - first)
+                axis._resize(axis.multiple_of * count, optimizer)
         return self.sizes
 
     # sampling --------------------------------------------------------------------------------------------------
@@ -246,8 +256,14 @@ class IntegralNetwork(nn.Module):
         update_sizes(self.net, self.shapes(sizes))
 
     def shapes(self, sizes: Mapping[str, int] | None = None) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter and buffer at these sizes (default: the current ones)."""
-        sizes = self.sizes if sizes is None else sizes
+        """The shape of every parameter and buffer at these sizes (default, also of an axis: the current ones)."""
+        sizes = {} if sizes is None else sizes
+        checks.check_instance(sizes, Mapping, "sizes")
+        axes = self.axes
+        for name, size in sizes.items():
+            checks.check_axis_name(name, axes, "sizes")
+            checks.check_count(size, f"sizes[{name!r}]")
+        sizes = {**self.sizes, **sizes}
         shapes = shapes_of(dict(self.net.named_parameters()) | dict(self.net.named_buffers()))
         for name, ties in self._ties.items():
             shape = list(shapes[name])
@@ -338,6 +354,7 @@ class IntegralNetwork(nn.Module):
         """
         if order not in (1, 2):
             raise ValueError(f"order must be 1 or 2, got {order!r}")
+        checks.check_number(power, "power", above=0)
         tensors = dict(self.net.named_parameters())
         total: Tensor | None = None
         for tie in self.found.ties:
@@ -357,6 +374,13 @@ class IntegralNetwork(nn.Module):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_kept": None}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As that of any module; axes take the sizes of the points they load. A load that fails changes nothing."""
+        checks.try_loading(self, state_dict, strict, assign)
+        result = super().load_state_dict(state_dict, strict, assign)
+        self.partitions.to(next(self.net.parameters()).device)
+        return result
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._calibrated, self._kept = {}, None

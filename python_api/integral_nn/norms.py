@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from integral_nn import _checks as checks
 from integral_nn.network import IntegralNetwork
 from integral_nn.prove import Probe
 from integral_nn.symbolic import call
@@ -105,30 +106,49 @@ def recalibrate(model: IntegralNetwork, batches: Iterable[Any]) -> None:
         batches: inputs; each a tensor or a tuple of positional inputs.
 
     Raises:
-        ValueError: no norm keeps statistics along an axis, or there are no batches.
+        ValueError: no norm keeps statistics along an axis, there are no batches, or statistics are not finite.
+        TypeError: `model` is not an integral network, `batches` not iterable.
+
+    What is raised on the way, by these checks, the batches or the network, leaves the model as it was.
     """
+    checks.check_instance(model, IntegralNetwork, "model")
+    checks.check_instance(batches, Iterable, "batches")
     if not model._statistics:
-        raise ValueError("the network has no norm with running statistics; convert with fold=False to keep them")
-    was = model.training
-    momenta = {m: m.momentum for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
-    model.eval()
+        raise ValueError("the model has no norm with running statistics; convert with fold=False to keep them")
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    modes = {m: m.training for m in model.modules()}
+    momenta = {m: m.momentum for m in norms}
+    statistics = {b: b.detach().clone() for m in norms for b in m.buffers()}
     model._settle()
+    before = model._calibrated
     try:
+        model.eval()
         with torch.no_grad():
             values = model.sampled()
             model._calibrated = {n: values[n].clone() for n in model._statistics}
-        for norm in momenta:
+        for norm in norms:
             norm.train()
         model.training = True
         count = 0
         for count, batch in enumerate(batches, start=1):
-            for norm in momenta:
+            for norm in norms:
                 norm.momentum = 1.0 / count  # the plain mean over batches
             with torch.no_grad():
                 model(*(batch if isinstance(batch, tuple) else (batch,)))
         if count == 0:
             raise ValueError("batches must hold at least one batch, got none")
+        for name, value in model._calibrated.items():
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"batches must give finite statistics, got NaN or infinite {name}")
+    except BaseException:
+        model._calibrated = before
+        with torch.no_grad():
+            for buffer, value in statistics.items():
+                buffer.copy_(value)
+        raise
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum
-        model.train(was)
+        for module, mode in modes.items():
+            module.training = mode
+        model._kept = None

@@ -25,6 +25,17 @@ OutputTie = tuple[int, int, Layout]
 """An output's index, its dimension, and the axes along it."""
 
 
+class fast_paths_off:
+    """Attention's fused inference path hides the shapes of its weights: off while tracing and proving."""
+
+    def __enter__(self) -> None:
+        self.was = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        torch.backends.mha.set_fastpath_enabled(self.was)
+
+
 class Probe:
     """A copy of a network with random weights in float64 (float32 where it cannot run in float64).
 

@@ -21,10 +21,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from integral_nn import _checks as checks
 from integral_nn.axes import AxisSet, AxisSpec, Discrete
+from integral_nn.axis import Axis
 from integral_nn.layout import Layout, Tie
 from integral_nn.meanings import Meanings, readable
-from integral_nn.prove import OutputTie, Probe
+from integral_nn.prove import OutputTie, Probe, fast_paths_off
 from integral_nn.sizes import depthwise
 from integral_nn.symbolic import Place, Sizes, trace_sizes
 
@@ -55,39 +57,36 @@ def find_axes(
 
     Raises:
         ConversionError: the network cannot be traced or run; the message names the operation.
-        ValueError: a name in `ignore` or `only` that matches no axis.
+        ValueError: a name in `ignore` or `only` that matches no axis, an input or dimension that there is not.
+        TypeError: an argument of the wrong type; the message names it.
     """
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    check_network(net)
+    inputs = checks.check_example_inputs(example_inputs)
+    ignored = checks.names_in(ignore, "ignore")
+    wanted = None if only is None else checks.names_in(only, "only")
+    free = checks.check_continuous_inputs(continuous_inputs, inputs)
+    checks.check_seed(seed)
     tensors = {n: t for n, t in [*net.named_parameters(), *net.named_buffers()] if t.is_floating_point() and t.dim()}
-    free = continuous_inputs if isinstance(continuous_inputs, Mapping) else None
-    if continuous_inputs is True:
-        free = {i: 1 for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.dim() > 1}
-    places = [(f"input:{i}", d) for i, d in (free or {}).items()]
+    places = [(f"input:{i}", d) for i, d in free.items()]
     net = copy.deepcopy(net).eval()
     with fast_paths_off():
         sizes = trace_sizes(net, inputs, tensors, places)
         shapes = {**{n: tuple(t.shape) for n, t in tensors.items()}}
         shapes |= {f"input:{i}": tuple(x.shape) for i, x in enumerate(inputs) if isinstance(x, Tensor)}
-        return _Search(net, inputs, sizes, shapes, _patterns(ignore, "ignore"), only, continuous_outputs, seed).run()
+        return _Search(net, inputs, sizes, shapes, ignored, wanted, continuous_outputs, seed).run()
 
 
-class fast_paths_off:
-    """Attention's fused inference path hides the shapes of its weights: off while tracing and proving."""
-
-    def __enter__(self) -> None:
-        self.was = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-
-    def __exit__(self, *_: object) -> None:
-        torch.backends.mha.set_fastpath_enabled(self.was)
-
-
-def _patterns(names: str | Iterable[str], argument: str) -> list[str]:
-    names = [names] if isinstance(names, str) else list(names)
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"{argument} must be names of axes or modules, got {type(name).__name__}")
-    return names
+def check_network(net: object) -> None:
+    """Raise unless `net` is a discrete network that has its parameters."""
+    checks.check_module(net)
+    assert isinstance(net, nn.Module)
+    if isinstance(net, torch.jit.ScriptModule):
+        raise TypeError("net must be an ordinary nn.Module, got a ScriptModule, whose sizes are compiled in")
+    if any(isinstance(module, Axis) for module in net.modules()):
+        raise TypeError("net must be a discrete network, got one with integral layers; discretize it first")
+    for name, parameter in net.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(f"net has uninitialized parameters ({name!r}): run it once first")
 
 
 class _Search:
@@ -100,12 +99,11 @@ class _Search:
         sizes: Sizes,
         shapes: dict[str, tuple[int, ...]],
         ignore: list[str],
-        only: str | Iterable[str] | None,
+        only: list[str] | None,
         continuous_outputs: bool,
         seed: int,
     ) -> None:
-        self.sizes, self.shapes, self.ignore = sizes, shapes, ignore
-        self.only = None if only is None else _patterns(only, "only")
+        self.sizes, self.shapes, self.ignore, self.only = sizes, shapes, ignore, only
         self.net, self.inputs, self.seed = net, inputs, seed
         self.modules = dict(net.named_modules())
         self.discrete: dict[str, str] = {}  # symbol -> why
@@ -314,9 +312,11 @@ class _Search:
             matched.update(wanted)
             if self.only is not None and not wanted:
                 self.discrete[symbol] = "not among those asked for"
-        for pattern in [*self.ignore, *(self.only or [])]:
-            if pattern not in matched:
-                raise ValueError(f"{pattern!r} matches no continuous axis; there are {sorted(names.values())}")
+        for argument, patterns in (("ignore", self.ignore), ("only", self.only or [])):
+            for pattern in patterns:
+                if pattern not in matched:
+                    there = sorted(names.values())
+                    raise ValueError(f"{argument}: {pattern!r} matches no continuous axis; there are {there}")
         return names
 
     def _maker_rank(self, tie: Tie) -> tuple[bool, bool, bool]:

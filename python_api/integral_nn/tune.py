@@ -12,12 +12,14 @@ which spreads the error h^3 |F''| of a quadrature evenly over its cells (F'' tak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from integral_nn import _checks as checks
 from integral_nn.axis import Axis
 from integral_nn.network import IntegralNetwork
 from integral_nn.permute import axis_features
@@ -34,9 +36,10 @@ def compressed_sizes(model: IntegralNetwork, compression: float) -> dict[str, in
 
     Raises:
         ValueError: `compression` is out of range, or more than the smallest sizes can remove.
+        TypeError: `model` is not an integral network, or `compression` no number.
     """
-    if isinstance(compression, bool) or not isinstance(compression, (int, float)):
-        raise TypeError(f"compression must be a float, got {type(compression).__name__}")
+    checks.check_instance(model, IntegralNetwork, "model")
+    checks.check_number(compression, "compression")
     if not 0 <= compression < 1:
         raise ValueError(f"compression must be a share of the parameters in [0, 1), got {compression}")
     axes = model.axes
@@ -93,11 +96,15 @@ def tune_partitions(
 
     Raises:
         ValueError: both `compression` and `sizes`; batches without loss_fn or the other way round; no batches; an
-            unknown name; a loss that is not finite.
+            unknown name; a number out of range; a loss that is not finite.
+        TypeError: an argument, or a loss, of the wrong type; the message names it.
+
+    Whatever is raised, by these checks, the batches or the loss, leaves the model as it was.
 
     Source: paper, section 3.2; the placement by curvature answers its open question on data-free partitions.
     """
-    names = [also] if isinstance(also, str) else list(also)
+    checks.check_instance(model, IntegralNetwork, "model")
+    names = checks.names_in(also, "also")
     for name in names:
         if name not in _EXTRAS:
             raise ValueError(f"also must name some of {list(_EXTRAS)}, got {name!r}")
@@ -105,26 +112,66 @@ def tune_partitions(
         raise ValueError(f"start must be 'uniform' or 'curvature', got {start!r}")
     if (loss_fn is None) != (batches is None):
         raise ValueError("loss_fn and batches must be given together, or neither (points by curvature)")
+    if loss_fn is not None and not callable(loss_fn):
+        raise TypeError(f"loss_fn must be callable, got {type(loss_fn).__name__}")
+    if steps is not None:
+        checks.check_count(steps, "steps", 0)
+    checks.check_number(lr, "lr", least=0)
+    checks.check_number(extra_lr, "extra_lr", least=0)
     if compression is not None and sizes is not None:
         raise ValueError("give compression or sizes, not both")
-    for axis in model.axes.values():
-        axis.make_uniform()
-    if compression is not None:
-        model.resize(compressed_sizes(model, compression))
-    elif sizes is not None:
-        model.resize(sizes)
+    if batches is not None:
+        checks.check_instance(batches, Iterable, "batches")
     bent = start == "curvature" or loss_fn is None
-    for name, axis in model.axes.items():
-        if axis.size > 1:
-            axis.make_trainable(curvature_partition(model, name) if bent else None)
-            axis.to(next(model.net.parameters()).device)
-    if loss_fn is None or batches is None:
-        return []
-    kept = list(batches)
-    if not kept:
-        raise ValueError("batches must hold at least one batch, got none")
-    total = min(100 * len(kept), 1000) if steps is None else steps
-    return _train(model, loss_fn, kept, names, total, lr, extra_lr, progress)
+    device = next(model.net.parameters()).device
+    with _all_or_nothing(model):
+        for axis in model.axes.values():
+            axis.make_uniform()
+        if compression is not None:
+            model.resize(compressed_sizes(model, compression))
+        elif sizes is not None:
+            model.resize(model._wanted(sizes, "sizes"))
+        for name, axis in model.axes.items():
+            if axis.size > 1:
+                axis.make_trainable(curvature_partition(model, name) if bent else None)
+                axis.to(device)
+        if loss_fn is None or batches is None:
+            return []
+        kept = list(batches)
+        if not kept:
+            raise ValueError("batches must hold at least one batch, got none")
+        total = min(100 * len(kept), 1000) if steps is None else steps
+        with torch.enable_grad():
+            return _train(model, loss_fn, kept, names, total, lr, extra_lr, progress)
+
+
+@contextmanager
+def _all_or_nothing(model: IntegralNetwork) -> Iterator[None]:
+    """Modes, flags and gradients are afterwards what they were; on an error, sizes, points and values are too."""
+    axes = [(axis, axis._state()) for axis in model.axes.values()]
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    values = [(p, p.detach().clone()) for p in _extras(model, list(_EXTRAS))]
+    modes = [(module, module.training) for module in model.modules()]
+    model._settle()
+    calibrated = model._calibrated
+    try:
+        yield
+    except BaseException:
+        for axis, state in axes:
+            axis._restore(state)
+        with torch.no_grad():
+            for p, value in values:
+                p.copy_(value)
+        model._settle()
+        model._calibrated = calibrated
+        raise
+    finally:
+        for p, learns, grad in parameters:
+            p.requires_grad_(learns)
+            p.grad = grad
+        for module, mode in modes:
+            module.training = mode
+        model._kept = None
 
 
 def _train(
@@ -139,30 +186,34 @@ def _train(
 ) -> list[float]:
     deltas = [axis.delta for axis in model.axes.values() if axis.delta is not None]
     extras = _extras(model, also)
-    asked = {p: p.requires_grad for p in model.parameters()}
-    was = model.training
-    for p in asked:
+    for p in model.parameters():
         p.requires_grad_(any(p is q for q in (*deltas, *extras)))
     groups = [{"params": deltas, "lr": lr}, {"params": extras, "lr": extra_lr}]
     optimizer = torch.optim.Adam([g for g in groups if g["params"]], betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     losses = []
     model.eval()  # statistics and dropout stay as they are: the network is tuned as it will be used
-    try:
-        for step in _counted(steps, progress):
-            loss = loss_fn(model, batches[step % len(batches)])
-            if not bool(torch.isfinite(loss)):
-                raise ValueError(f"loss_fn returned {float(loss)} at step {step}")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(float(loss.detach()))
-    finally:
-        for p, flag in asked.items():
-            p.requires_grad_(flag)
-        model.train(was)
+    for step in _counted(steps, progress):
+        loss = loss_fn(model, batches[step % len(batches)])
+        _check_loss(loss, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    optimizer.zero_grad()
     return losses
+
+
+def _check_loss(loss: object, step: int) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise ValueError(f"loss_fn must return a scalar, got shape {list(loss.shape)}")
+    if not loss.requires_grad:
+        raise ValueError("loss_fn must return a loss that depends on the model, got one without a gradient")
+    if not bool(torch.isfinite(loss)):
+        raise ValueError(f"loss_fn returned {float(loss.detach())} at step {step}")
 
 
 def _extras(model: IntegralNetwork, also: list[str]) -> list[nn.Parameter]:
@@ -184,13 +235,22 @@ def curvature_partition(model: IntegralNetwork, name: str, floor: float = 0.1) -
         model: an integral network.
         name: of the axis.
         floor: share of the mean curvature added everywhere, so that flat stretches keep some points.
+
+    Raises:
+        ValueError: an unknown axis, a floor that is negative or not finite, nodes that are not finite.
+        TypeError: an argument of the wrong type; the message names it.
     """
+    checks.check_instance(model, IntegralNetwork, "model")
+    checks.check_axis_name(name, model.axes, "name")
+    checks.check_number(floor, "floor", least=0)
     axis: Axis = model.axes[name]
     tensors = dict(model.net.named_parameters())
     features = axis_features(tensors, model.found.ties, name)
     if axis.nodes < 3:
         return axis.partition().detach()
     bend = features.diff(n=2, dim=0).abs().mean(1).double().cpu()  # [M - 2]
+    if not bool(torch.isfinite(bend).all()):
+        raise ValueError(f"model has NaN or infinite nodes along axis {name!r}")
     bend = torch.cat([bend[:1], bend, bend[-1:]])
     density = (bend + floor * bend.mean() + 1e-30).pow(1 / 3)
     if axis.quadrature == "midpoint":
