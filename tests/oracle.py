@@ -51,8 +51,8 @@ def shares(rule: Rule, p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _simpson(p: Tensor) -> tuple[Tensor, Tensor]:
-    """Parabolas over pairs of intervals. One that is left over takes its neighbour's parabola, once at the right end and
-    once at the left, and the two rules are averaged."""
+    """Parabolas over pairs of intervals. An interval left over, at the right end or the left, takes its neighbour's
+    parabola; the two rules are averaged."""
     intervals = p.shape[0] - 1
     whole, left, right = (0, 2), (0, 1), (1, 2)  # what part of its two intervals a parabola is integrated over
     if intervals % 2 == 0:
@@ -242,24 +242,23 @@ class Definition:
         rules = {
             d.name: self.own["quadrature"].double() if isinstance(d.rule, Tensor) else d.rule for d in self.dimensions
         }
-        bare, weight, matrices = {}, {}, {}
+        bare, slope, weight, matrices = {}, {}, {}, {}
         for d in self.dimensions:
-            p, rule = self.points[d.name], rules[d.name]
-            bare[d.name] = d.sampling(p).abs()
-            bare[d.name] = bare[d.name] + (bare[d.name] > 0) * d.rounding / floor
+            p, rule, h = self.points[d.name], rules[d.name], 1e-4 / d.nodes
+            left, here, right = map(d.sampling, (p - h, p, p + h))
+            touched = left.abs() + here.abs() + right.abs() > 0
+            bare[d.name] = here.abs() + touched * d.rounding / floor
+            slope[d.name] = (right - left).abs() / (2 * h) + touched * d.nodes * d.rounding / floor
             weight[d.name] = p.new_ones(len(p)) if rule is None else quadrature_size(rule, p) * abs(d.scale)
-            small = smallest * (bare[d.name] > 0)
-            matrices[d.dim] = (bare[d.name] * weight[d.name][:, None] + small).requires_grad_()
+            matrix = bare[d.name] * weight[d.name][:, None] + touched * smallest
+            matrices[d.dim] = matrix.requires_grad_()
         y = multiply(self.function, tensors, matrices, self.window)
         found = torch.autograd.grad(y, [*tensors.values(), *matrices.values()], grad.double().abs())
         result = {"y": y.detach(), **dict(zip(tensors, found))}
         for d, size in zip(self.dimensions, found[len(tensors) :]):  # size [K, M]: of the gradient in S
             p, rule = self.points[d.name], rules[d.name]
-            h = 1e-4 / d.nodes
-            slope = (d.sampling(p + h) - d.sampling(p - h)).abs() / (2 * h)
-            slope = slope + (bare[d.name] > 0) * d.nodes * d.rounding / floor
             of_weight = (bare[d.name] * size).sum(1) * abs(d.scale)
-            result[d.name] = (slope * size).sum(1) * weight[d.name]
+            result[d.name] = (slope[d.name] * size).sum(1) * weight[d.name]
             if rule is not None and not isinstance(rule, Tensor) and d.name in wanted:
                 result[d.name] = result[d.name] + of_weight @ quadrature_slopes(rule, p)
             if isinstance(rule, Tensor):
