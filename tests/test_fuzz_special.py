@@ -110,7 +110,7 @@ def check_spread(reach: Reach, call: Call, name: str, index: tuple[int, ...], fo
 
 
 def check_not_finite(draw: Any, backend: str, anywhere: bool = False) -> None:
-    """Partitions and weights are refused by name; others reach what their windows touch, or (`anywhere`) all of an axis."""
+    """Partitions and weights are refused by name; others reach what their windows touch, or all of an axis."""
     call = draw(fuzzing.calls(backend))
     floating = tuple(n for n, e in call.tensors.items() if isinstance(fuzzing.value(e), Tensor))
     plain = "spatial_partitions" not in call.options and call.options.get("groups", "1") == "1"
