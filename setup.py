@@ -15,6 +15,7 @@ INN_KERNELS_SANITIZE=1  builds it with the address and undefined-behaviour sanit
 import os
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 
 from setuptools import Extension, setup
@@ -37,22 +38,32 @@ X86_FLAGS = {
 
 
 class BuildKernels(build_ext):
-    """build_ext with compiler flags by file, and a failed build that is reported instead of raised."""
+    """build_ext with compiler flags by file, a file on each core, and a failed build reported instead of raised."""
 
     def build_extension(self, ext):
-        compile_one = self.compiler._compile
+        compile_all, compile_one = self.compiler.compile, self.compiler._compile
 
-        def compile_with_flags(obj, src, suffix, cc_args, extra_postargs, pp_opts):
-            flags = X86_FLAGS.get(os.path.basename(src), []) if is_x86() else []
-            compile_one(obj, src, suffix, cc_args, extra_postargs + flags, pp_opts)
+        def compile_together(*args, **kwargs):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                running = []
 
-        self.compiler._compile = compile_with_flags
+                def start_one(obj, src, suffix, cc_args, extra_postargs, pp_opts):
+                    flags = X86_FLAGS.get(os.path.basename(src), []) if is_x86() else []
+                    running.append(pool.submit(compile_one, obj, src, suffix, cc_args, extra_postargs + flags, pp_opts))
+
+                self.compiler._compile = start_one
+                objects = compile_all(*args, **kwargs)
+            for file in running:
+                file.result()
+            return objects
+
+        self.compiler.compile = compile_together
         try:
             super().build_extension(ext)
         except Exception as error:
             skipped(f"building them failed ({error})")
         finally:
-            self.compiler._compile = compile_one
+            self.compiler.compile, self.compiler._compile = compile_all, compile_one
 
 
 def is_x86():
@@ -73,6 +84,7 @@ def extensions():
         skipped(f"torch cannot be imported at build time ({error}); try pip install --no-build-isolation")
         return []
     flags = ["-std=c++17", "-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"]
+    flags += ["-fno-wrapv"]  # Python's own flags have -fwrapv: sanitizers would not see a signed overflow
     link = []
     if os.environ.get("INN_KERNELS_SANITIZE") == "1":
         sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-O1"]  # compiles sooner
@@ -83,7 +95,7 @@ def extensions():
     return [
         Extension(
             "inn_kernels._C",
-            sources=sorted(glob("csrc/*.cpp")),
+            sources=sorted(glob("csrc/*.cpp"), reverse=True),  # the kernels, which take longest, do not come last
             depends=sorted(glob("csrc/*.h")),
             define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000"), ("Py_LIMITED_API", "0x030a0000")],
             extra_compile_args=flags,

@@ -13,9 +13,11 @@
 
 namespace inn {
 
+// The outputs [begin, begin + outputs) of a dimension of `total`.
 template <typename Accumulator>
 struct Band {
-  std::vector<int32_t> first;        // [outputs]
+  int64_t begin = 0, total = 0;
+  std::vector<int32_t> first;        // [outputs]; without inputs, where they would be: it never decreases
   std::vector<int32_t> count;        // [outputs]
   std::vector<int64_t> offset;       // [outputs]
   std::vector<Accumulator> weight;   // [sum of count], with gaps allowed
@@ -24,34 +26,48 @@ struct Band {
   BandView<Accumulator> view() const { return {first.data(), count.data(), offset.data(), weight.data()}; }
 };
 
+// Outputs [begin, end) of a dimension.
+struct Range {
+  int64_t begin, end;
+};
+
 // S itself: outputs are points, inputs are nodes.
 template <typename Accumulator>
-Band<Accumulator> band_of_points(const int32_t* start, const Accumulator* weight, int64_t points, int64_t nodes) {
+Band<Accumulator> band_of_points(const int32_t* start, const Accumulator* weight, int64_t points, int64_t nodes,
+                                 Range piece) {
+  const int64_t size = piece.end - piece.begin;
   Band<Accumulator> band;
-  band.first.assign(start, start + points);
-  band.count.assign(points, int32_t(std::min<int64_t>(4, nodes)));
-  band.offset.resize(points);
-  for (int64_t k = 0; k < points; ++k) band.offset[k] = 4 * k;
-  band.weight.assign(weight, weight + 4 * points);
+  band.begin = piece.begin;
+  band.total = points;
+  band.first.assign(start + piece.begin, start + piece.end);
+  band.count.assign(size, int32_t(std::min<int64_t>(4, nodes)));
+  band.offset.resize(size);
+  for (int64_t k = 0; k < size; ++k) band.offset[k] = 4 * k;
+  band.weight.assign(weight + 4 * piece.begin, weight + 4 * piece.end);
   return band;
 }
 
 // The transpose of S: outputs are nodes, inputs are points.
 template <typename Accumulator>
-Band<Accumulator> band_of_nodes(const int32_t* start, const Accumulator* weight, int64_t points, int64_t nodes) {
+Band<Accumulator> band_of_nodes(const int32_t* start, const Accumulator* weight, int64_t points, int64_t nodes,
+                                Range piece) {
+  const int64_t size = piece.end - piece.begin;
   Band<Accumulator> band;
-  band.first.resize(nodes);
-  band.count.resize(nodes);
-  band.offset.resize(nodes);
-  band.weight.reserve(4 * points);
-  int64_t begin = 0, end = 0;  // points with node - 3 <= start <= node
-  for (int64_t node = 0; node < nodes; ++node) {
+  band.begin = piece.begin;
+  band.total = nodes;
+  band.first.resize(size);
+  band.count.resize(size);
+  band.offset.resize(size);
+  int64_t begin = std::lower_bound(start, start + points, piece.begin - 3) - start, end = begin;
+  band.weight.reserve(4 * (std::lower_bound(start + begin, start + points, piece.end) - (start + begin)));
+  for (int64_t i = 0; i < size; ++i) {
+    const int64_t node = piece.begin + i;  // points [begin, end): node - 3 <= start <= node
     while (begin < points && start[begin] < node - 3) ++begin;
     end = std::max(begin, end);
     while (end < points && start[end] <= node) ++end;
-    band.first[node] = int32_t(begin);
-    band.count[node] = int32_t(end - begin);
-    band.offset[node] = int64_t(band.weight.size());
+    band.first[i] = int32_t(begin);
+    band.count[i] = int32_t(end - begin);
+    band.offset[i] = int64_t(band.weight.size());
     for (int64_t k = begin; k < end; ++k) band.weight.push_back(weight[4 * k + (node - start[k])]);
   }
   return band;
@@ -72,6 +88,7 @@ bool is_identity(const int32_t* start, const Accumulator* weight, int64_t points
 template <typename Accumulator>
 Band<Accumulator> identity_band(int64_t size) {
   Band<Accumulator> band;
+  band.total = size;
   band.first.resize(size);
   band.offset.resize(size);
   for (int64_t k = 0; k < size; ++k) band.first[k] = int32_t(k), band.offset[k] = k;
@@ -134,7 +151,7 @@ ColumnTable<Accumulator>::ColumnTable(const Band<Accumulator>& band, int64_t str
       }
       if (++tau == stride) tau = 0, ++o;
     }
-    here.base = high < 0 ? 0 : low;
+    here.base = high < 0 ? band.first[output[0]] * stride : low;
     here.min_taps = *std::min_element(lane_count, lane_count + width);  // 0 in a partial block: the rest is masked
     here.max_taps = *std::max_element(lane_count, lane_count + width);
     here.taps = here.max_taps > 4                          ? TapCount::kAny
@@ -154,7 +171,8 @@ ColumnTable<Accumulator>::ColumnTable(const Band<Accumulator>& band, int64_t str
   }
 }
 
-// A piece of a row: outputs [out_begin, out_end) and the inputs they read, [in_begin, in_end).
+// A piece of a row: outputs [out_begin, out_end) and the inputs they read, [in_begin, in_end). The place of every
+// output, with inputs or without, is in it: so a block's base is, and windows end in the padding of the row buffer.
 struct Tile {
   int64_t out_begin, out_end, in_begin, in_end;
 };
@@ -172,15 +190,14 @@ std::vector<Tile> make_tiles(const Band<Accumulator>& band, int64_t target) {
       const int64_t end = std::min(tile.out_end + kTileOutputs, outputs);
       int64_t in_begin = tile.in_begin, in_end = tile.in_end;
       for (int64_t o = tile.out_end; o < end; ++o) {
-        if (band.count[o] == 0) continue;
         in_begin = std::min<int64_t>(in_begin, band.first[o]);
         in_end = std::max<int64_t>(in_end, int64_t(band.first[o]) + band.count[o]);
       }
-      if (tile.out_end > begin && (end - begin) + (in_end - std::min(in_begin, in_end)) > target) break;
+      if (tile.out_end > begin && (end - begin) + (in_end - in_begin) > target) break;
       tile = {begin, end, in_begin, in_end};
     }
     // Whole cache lines, where rows are: loads that cross lines cost double.
-    tile.in_begin = std::min(tile.in_begin, tile.in_end) & ~(kTileOutputs - 1);
+    tile.in_begin &= ~(kTileOutputs - 1);
     tiles.push_back(tile);
     begin = tile.out_end;
   }

@@ -23,8 +23,7 @@ namespace inn {
 constexpr int64_t kTileElements = 2048;  // inputs and outputs of a tile: four rows of it are some 24 KB of float32
 constexpr int64_t kStripTiles = 8;       // tiles of a strip: eight input rows of it are some 300 KB of float32
 constexpr int64_t kRowBlock = 32;        // output rows of a task
-// From so many kernel offsets on, the column pass runs along them; below, it permutes across them.
-constexpr int64_t kRunLength = 9;
+constexpr int64_t kPiece = 1 << 20;      // outputs of a band: one serves almost always, and a band stays some 40 MB
 
 // The storage type of a buffer of accumulators.
 template <typename Accumulator>
@@ -39,7 +38,18 @@ struct UnitBand {
   static constexpr BandView<Accumulator> view() { return {&first, &count, &offset, &weight}; }
 };
 
-// out [rows of A, outer, columns of B, inner] from in [.., outer, .., inner]. Without a row band, A is the identity.
+// Calls `function` with the bands of a dimension, piece by piece: S of its taps, or, `adjoint`, the transpose.
+template <typename Accumulator, typename Function>
+void for_bands(const Taps& taps, int64_t nodes, bool adjoint, const Function& function) {
+  const auto make = adjoint ? band_of_nodes<Accumulator> : band_of_points<Accumulator>;
+  const int64_t outputs = adjoint ? nodes : taps.points;
+  for (int64_t begin = 0; begin < outputs; begin += kPiece)
+    function(make(taps.start, taps.weight_as<Accumulator>(), taps.points, nodes,
+                  {begin, std::min(begin + kPiece, outputs)}));
+}
+
+// out [rows of A, outer, columns of B, inner] from in [.., outer, .., inner]: the piece of it whose bands are given.
+// Without a row band, A is the identity.
 template <typename Accumulator>
 void banded_product(const Band<Accumulator>* row_band, const Band<Accumulator>& column_band, const Matrix& in,
                     void* out, Storage out_storage) {
@@ -61,7 +71,8 @@ void banded_product(const Band<Accumulator>* row_band, const Band<Accumulator>& 
   const auto row_pass = kernels.runs[in.storage][kBuffer<Accumulator>];
   const auto run_pass = kernels.short_runs[out_storage];
   const auto column_pass = kernels.columns[out_storage];
-  const int64_t in_stride = in.outer * in.columns * inner, out_stride = in.outer * columns * inner;
+  const int64_t in_stride = in.outer * in.columns * inner, out_stride = in.outer * column_band.total * inner;
+  const int64_t top = row_band ? row_band->begin : 0;
   const int64_t in_bytes = bytes_of(in.storage), out_bytes = bytes_of(out_storage);
 
   // out[row .. row + group, outer, the tile's columns]
@@ -73,8 +84,9 @@ void banded_product(const Band<Accumulator>* row_band, const Band<Accumulator>& 
     else
       for (int64_t r = 0; r < group; ++r)
         row_pass(row_view, 0, 1, source + (row + r) * in_stride * in_bytes, 0, 0, width, buffer + r * buffer_stride, 0);
-    char* target =
-        static_cast<char*>(out) + ((row * in.outer + outer) * columns + tile.out_begin) * inner * out_bytes;
+    const int64_t column = column_band.begin + tile.out_begin;
+    char* target = static_cast<char*>(out) +
+                   (((top + row) * in.outer + outer) * column_band.total + column) * inner * out_bytes;
     if (along_runs)
       run_pass(run_view, tile.out_begin, tile.out_end, group, inner, buffer, buffer_stride, tile.in_begin, target,
                out_stride);
@@ -103,6 +115,7 @@ void banded_product(const Band<Accumulator>* row_band, const Band<Accumulator>& 
 }
 
 // out [outer, outputs, inner] from in [outer, inputs, inner], run by run: the row pass alone, straight to its result.
+// The piece of it whose band is given.
 template <typename Accumulator>
 void combine_rows(const Band<Accumulator>& band, int64_t outer, int64_t inputs, int64_t inner, const void* in,
                   Storage in_storage, void* out, Storage out_storage) {
@@ -118,7 +131,8 @@ void combine_rows(const Band<Accumulator>& band, int64_t outer, int64_t inputs, 
     for (int64_t task = begin; task < end; ++task) {
       const int64_t o = task / (runs * blocks), j = task / blocks % runs * run, first = task % blocks * block;
       const char* source = static_cast<const char*>(in) + (o * inputs * inner + j) * bytes_of(in_storage);
-      char* target = static_cast<char*>(out) + ((o * outputs + first) * inner + j) * bytes_of(out_storage);
+      char* target =
+          static_cast<char*>(out) + ((o * band.total + band.begin + first) * inner + j) * bytes_of(out_storage);
       kernel(view, first, std::min(first + block, outputs), source, inner, 0, std::min(run, inner - j), target, inner);
     }
   });

@@ -48,12 +48,12 @@ template <TapCount taps, typename V, int Rows, typename Accumulator, typename Re
 inline void sum_taps(const ColumnBlock& block, const Accumulator* weight, const int32_t* count,
                      const Reader (&reader)[Rows], V (&sum)[Rows]) {
   const auto add = [&](int32_t t) {  // every lane has tap t
-    const V here = V::load(weight + t * V::width);
+    const V here = V::load(weight + int64_t(t) * V::width);
     const typename V::Mask mask = V::greater(count, t);
     for (int r = 0; r < Rows; ++r) sum[r] = V::multiply_add(here, reader[r].tap(t, mask), sum[r]);
   };
   const auto add_masked = [&](int32_t t) {
-    const V here = V::load(weight + t * V::width);
+    const V here = V::load(weight + int64_t(t) * V::width);
     const typename V::Mask mask = V::greater(count, t);
     for (int r = 0; r < Rows; ++r) sum[r] = V::multiply_add_where(mask, here, reader[r].tap(t, mask), sum[r]);
   };

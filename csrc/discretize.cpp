@@ -7,31 +7,30 @@
 // the consecutive points whose window covers a node.
 #include "operations.h"
 
-#include <optional>
-
 #include "banded_product.h"
 
 namespace inn {
 namespace {
 
-// The band of a dimension; none where S is the identity and the dimension passes through as it is.
-template <typename Accumulator, typename MakeBand>
-std::optional<Band<Accumulator>> band_unless_identity(const MakeBand& make_band, const Taps& taps, int64_t nodes) {
-  const Accumulator* weight = taps.weight_as<Accumulator>();
-  if (is_identity(taps.start, weight, taps.points, nodes)) return std::nullopt;
-  return make_band(taps.start, weight, taps.points, nodes);
+// Calls `function` with the bands of a dimension, or with none where S is the identity: the dimension passes through.
+template <typename Accumulator, typename Function>
+void for_bands_unless_identity(const Taps& taps, int64_t nodes, bool adjoint, const Function& function) {
+  if (is_identity(taps.start, taps.weight_as<Accumulator>(), taps.points, nodes)) return function(nullptr);
+  for_bands<Accumulator>(taps, nodes, adjoint, [&](const Band<Accumulator>& band) { function(&band); });
 }
 
-template <typename Accumulator, typename MakeBand>
-void product_with(const MakeBand& make_band, const Taps& out_taps, const Taps& in_taps, int64_t out_nodes,
-                  int64_t in_nodes, const Matrix& in, void* out, Storage out_storage) {
-  const auto rows = band_unless_identity<Accumulator>(make_band, out_taps, out_nodes);
-  const auto columns = band_unless_identity<Accumulator>(make_band, in_taps, in_nodes);
-  if (columns)
-    return banded_product<Accumulator>(rows ? &*rows : nullptr, *columns, in, out, out_storage);
-  const int64_t row = in.outer * in.columns * in.inner;
-  combine_rows<Accumulator>(rows ? *rows : identity_band<Accumulator>(in.rows), 1, in.rows, row, in.data, in.storage,
-                            out, out_storage);
+template <typename Accumulator>
+void product(const Taps& out_taps, const Taps& in_taps, int64_t out_nodes, int64_t in_nodes, bool adjoint,
+             const Matrix& in, void* out, Storage out_storage) {
+  using BandPointer = const Band<Accumulator>*;
+  for_bands_unless_identity<Accumulator>(out_taps, out_nodes, adjoint, [&](BandPointer rows) {
+    for_bands_unless_identity<Accumulator>(in_taps, in_nodes, adjoint, [&](BandPointer columns) {
+      if (columns) return banded_product<Accumulator>(rows, *columns, in, out, out_storage);
+      const int64_t row = in.outer * in.columns * in.inner;
+      combine_rows<Accumulator>(rows ? *rows : identity_band<Accumulator>(in.rows), 1, in.rows, row, in.data,
+                                in.storage, out, out_storage);
+    });
+  });
 }
 
 Shape resized(const Tensor& tensor, int64_t rows, int64_t columns) {
@@ -51,12 +50,9 @@ Tensor discretize(const Tensor& nodes, const Tensor& out_start, const Tensor& ou
   const Taps out_taps = check_taps(out_start, out_weight, in.rows, in.storage, "out_start", "out_weight");
   const Taps in_taps = check_taps(in_start, in_weight, in.columns, in.storage, "in_start", "in_weight");
   Tensor out = allocate(resized(nodes, out_taps.points, in_taps.points), storage, in.channels_last);
-  if (in.storage == kFloat64)
-    product_with<double>(band_of_points<double>, out_taps, in_taps, in.rows, in.columns, in, out.mutable_data_ptr(),
-                         storage);
-  else
-    product_with<float>(band_of_points<float>, out_taps, in_taps, in.rows, in.columns, in, out.mutable_data_ptr(),
-                        storage);
+  if (out.numel() == 0) return out;
+  const auto run = in.storage == kFloat64 ? product<double> : product<float>;
+  run(out_taps, in_taps, in.rows, in.columns, /*adjoint=*/false, in, out.mutable_data_ptr(), storage);
   return out;
 }
 
@@ -68,16 +64,13 @@ Tensor discretize_adjoint(const Tensor& grad, const Tensor& out_start, const Ten
   check_same_precision(in.storage, "grad", storage, "dtype");
   const Taps out_taps = check_taps(out_start, out_weight, out_nodes, in.storage, "out_start", "out_weight");
   const Taps in_taps = check_taps(in_start, in_weight, in_nodes, in.storage, "in_start", "in_weight");
-  STD_TORCH_CHECK(in.rows == out_taps.points && in.columns == in_taps.points, "grad must have shape [",
-                  out_taps.points, ", ", in_taps.points, ", *kernel], one for each point of the taps, got ",
+  STD_TORCH_CHECK(in.rows == out_taps.points && in.columns == in_taps.points, "grad must have shape ",
+                  to_string(resized(grad, out_taps.points, in_taps.points)), " as the taps say, got ",
                   to_string(shape_of(grad)));
   Tensor out = allocate(resized(grad, out_nodes, in_nodes), storage, in.channels_last);
-  if (in.storage == kFloat64)
-    product_with<double>(band_of_nodes<double>, out_taps, in_taps, out_nodes, in_nodes, in, out.mutable_data_ptr(),
-                         storage);
-  else
-    product_with<float>(band_of_nodes<float>, out_taps, in_taps, out_nodes, in_nodes, in, out.mutable_data_ptr(),
-                        storage);
+  if (out.numel() == 0) return out;
+  const auto run = in.storage == kFloat64 ? product<double> : product<float>;
+  run(out_taps, in_taps, out_nodes, in_nodes, /*adjoint=*/true, in, out.mutable_data_ptr(), storage);
   return out;
 }
 

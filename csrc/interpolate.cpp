@@ -13,18 +13,13 @@ namespace inn {
 namespace {
 
 template <typename Accumulator>
-void along_dimension(const Band<Accumulator>& band, const Matrix& in, void* out, Storage out_storage) {
-  if (in.rows * band.outputs() * in.inner == 0) return;
-  if (in.inner < kRunLength)
-    banded_product<Accumulator>(nullptr, band, in, out, out_storage);
-  else
-    combine_rows(band, in.rows, in.columns, in.inner, in.data, in.storage, out, out_storage);
-}
-
-template <typename Accumulator>
-Band<Accumulator> band_of(const Taps& taps, int64_t nodes, bool adjoint) {
-  const auto make = adjoint ? band_of_nodes<Accumulator> : band_of_points<Accumulator>;
-  return make(taps.start, taps.weight_as<Accumulator>(), taps.points, nodes);
+void along_dimension(const Taps& taps, int64_t nodes, bool adjoint, const Matrix& in, void* out, Storage out_storage) {
+  for_bands<Accumulator>(taps, nodes, adjoint, [&](const Band<Accumulator>& band) {
+    if (in.inner < kRunLength)
+      banded_product<Accumulator>(nullptr, band, in, out, out_storage);
+    else
+      combine_rows(band, in.rows, in.columns, in.inner, in.data, in.storage, out, out_storage);
+  });
 }
 
 Tensor apply(const Tensor& x, const Tensor& start, const Tensor& weight, int64_t nodes, int64_t dim,
@@ -37,15 +32,11 @@ Tensor apply(const Tensor& x, const Tensor& start, const Tensor& weight, int64_t
   STD_TORCH_CHECK(!adjoint || in.columns == taps.points, "x must have ", taps.points,
                   " points along dim, one for each of the taps, got ", in.columns);
   Shape shape = shape_of(x);
-  const int64_t outputs = adjoint ? nodes : taps.points;
-  STD_TORCH_CHECK(outputs * std::max<int64_t>(in.inner, 1) <= INT32_MAX || in.inner >= kRunLength,
-                  "the result has too many elements along dim: ", outputs);
-  shape[dim < 0 ? dim + int64_t(shape.size()) : dim] = outputs;
+  shape[dim < 0 ? dim + int64_t(shape.size()) : dim] = adjoint ? nodes : taps.points;
   Tensor out = allocate(shape, storage);
-  if (in.storage == kFloat64)
-    along_dimension(band_of<double>(taps, nodes, adjoint), in, out.mutable_data_ptr(), storage);
-  else
-    along_dimension(band_of<float>(taps, nodes, adjoint), in, out.mutable_data_ptr(), storage);
+  if (out.numel() == 0) return out;
+  const auto run = in.storage == kFloat64 ? along_dimension<double> : along_dimension<float>;
+  run(taps, nodes, adjoint, in, out.mutable_data_ptr(), storage);
   return out;
 }
 

@@ -35,7 +35,7 @@ enum class TapCount : uint8_t { kThree, kFour, kUpToFour, kAny };  // in every l
 enum class Access : uint8_t { kFixed1, kFixed2, kMoving1, kMoving2, kMoving4, kGather };
 
 struct ColumnBlock {
-  int64_t base;       // smallest input element that a first tap of the block reads; 0 if there are no taps
+  int64_t base;       // smallest input element that a first tap of the block reads, or would if there were taps
   int64_t weight;     // where the block's coefficients begin, [max(4, max_taps), width]
   int32_t min_taps;   // every lane has at least so many
   int32_t max_taps;   // and at most so many
@@ -55,7 +55,9 @@ struct ColumnView {
 
 constexpr int kRowGroup = 4;       // output rows that go through a tile together
 constexpr int kDotLanes = 16;      // partial sums of a dot product, whatever the vector width
-constexpr int kSourcePadding = 80;  // elements past the last one that kernels may load (never use) of a row buffer
+// Elements past the last one that kernels may load (never use) of a row buffer: a window of four vectors of 16, and
+// three strides of less than kRunLength where a block has one tap and kernels load four.
+constexpr int kSourcePadding = 88;
 
 // `source` and `row` pointers are void because tables of kernels are indexed by storage type.
 template <typename Accumulator>

@@ -13,4 +13,5 @@ STABLE_TORCH_LIBRARY_IMPL(inn_kernels, CPU, m) {
   m.impl("interpolate", TORCH_BOX(&inn::interpolate));
   m.impl("spread", TORCH_BOX(&inn::spread));
   m.impl("interpolate_tap_gradient", TORCH_BOX(&inn::interpolate_tap_gradient));
+  m.impl("weight_gradient", TORCH_BOX(&inn::weight_gradient));
 }

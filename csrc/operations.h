@@ -25,4 +25,6 @@ Tensor spread(const Tensor& x, const Tensor& start, const Tensor& weight, int64_
 
 Tensor interpolate_tap_gradient(const Tensor& x, const Tensor& grad, const Tensor& start, int64_t dim);
 
+Tensor weight_gradient(const Tensor& grad, const Tensor& x);
+
 }  // namespace inn

@@ -45,7 +45,7 @@ void gradient_down_rows(const Band<Accumulator>* row_band, const Matrix& x, cons
   }
   const int64_t chunk = rows_of_chunk(rows), chunks = (rows + chunk - 1) / chunk;
   const std::vector<Accumulator> unused(points * 4, Accumulator(0));  // the table needs where taps are, not weights
-  const Band<Accumulator> band = band_of_points(start, unused.data(), points, x.columns);
+  const Band<Accumulator> band = band_of_points(start, unused.data(), points, x.columns, {0, points});
   const ColumnTable<Accumulator> table(band, inner, kernels);
   const std::vector<Tile> tiles = make_tiles(band, std::max<int64_t>(kTileElements / inner, 1));
   int64_t widest_in = 0, widest_out = 0;
@@ -165,18 +165,19 @@ void discretize_gradients(const Matrix& nodes, const Matrix& grad, const Taps& o
   if (d_out && out_taps.points > 0)
     gradient_across_rows(
         nodes, grad, out_taps.start,
-        band_of_nodes(in_taps.start, in_taps.weight_as<Accumulator>(), in_taps.points, nodes.columns),
+        band_of_nodes(in_taps.start, in_taps.weight_as<Accumulator>(), in_taps.points, nodes.columns,
+                      {0, nodes.columns}),
         static_cast<Accumulator*>(d_out->mutable_data_ptr()));
   if (d_in && in_taps.points > 0) {
     const Band<Accumulator> row_band =
-        band_of_points(out_taps.start, out_taps.weight_as<Accumulator>(), out_taps.points, nodes.rows);
+        band_of_points(out_taps.start, out_taps.weight_as<Accumulator>(), out_taps.points, nodes.rows,
+                       {0, out_taps.points});
     gradient_down_rows(&row_band, nodes, grad, in_taps.start, static_cast<Accumulator*>(d_in->mutable_data_ptr()));
   }
 }
 
 template <typename Accumulator>
 void interpolate_gradient(const Matrix& x, const Matrix& grad, const int32_t* start, Tensor* out) {
-  constexpr int64_t kDotRun = 16;  // shorter runs leave lanes of a dot product empty
   Accumulator* target = static_cast<Accumulator*>(out->mutable_data_ptr());
   if (x.inner < kDotRun)
     gradient_down_rows<Accumulator>(nullptr, x, grad, start, target);

@@ -22,6 +22,34 @@ bool is_channels_last(const Shape& shape, const Tensor& tensor) {
   return true;
 }
 
+// Raises unless the product of all sizes, those of empty dimensions left out, fits int64: then strides, offsets and
+// bytes do. (PyTorch bounds the number of elements alone, which one empty dimension makes zero.)
+void check_size(const Shape& shape, const char* name) {
+  int64_t bytes = 8;
+  for (const int64_t size : shape)
+    STD_TORCH_CHECK(!__builtin_mul_overflow(bytes, std::max<int64_t>(size, 1), &bytes), name,
+                    " must have fewer than 2^60 elements, got shape ", to_string(shape));
+}
+
+// The name of a dtype in Python.
+std::string to_string(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
+    default: return torch::headeronly::toString(dtype);
+  }
+}
+
 void advise_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t(1) << 21;
@@ -55,7 +83,7 @@ Storage storage_of(ScalarType dtype, const char* name) {
     default: break;
   }
   STD_TORCH_CHECK(false, name, " must be float32, bfloat16, float16 or float64, got ",
-                  torch::headeronly::toString(dtype));
+                  to_string(dtype));
   return kFloat32;
 }
 
@@ -75,13 +103,13 @@ Taps check_start(const Tensor& start, int64_t nodes, const char* start_name) {
                   nodes);
   STD_TORCH_CHECK(start.is_cpu(), start_name, " must be on the CPU");
   STD_TORCH_CHECK(start.scalar_type() == ScalarType::Int, start_name, " must be int32, got ",
-                  torch::headeronly::toString(start.scalar_type()));
+                  to_string(start.scalar_type()));
   STD_TORCH_CHECK(start.dim() == 1, start_name, " must have shape [K], got ", to_string(shape_of(start)));
   Taps taps;
-  taps.start_tensor = start.is_contiguous() ? start : torch::stable::contiguous(start);
   taps.points = start.size(0);
-  taps.start = static_cast<const int32_t*>(taps.start_tensor.const_data_ptr());
   STD_TORCH_CHECK(taps.points <= INT_MAX / 4, start_name, " must have fewer than 2^29 points, got ", taps.points);
+  taps.start_tensor = start.is_contiguous() ? start : torch::stable::contiguous(start);
+  taps.start = static_cast<const int32_t*>(taps.start_tensor.const_data_ptr());
   if (taps.points == 0) return taps;
   STD_TORCH_CHECK(nodes > 0, start_name, " has ", taps.points, " points but there are no nodes");
   const int64_t last = std::max<int64_t>(0, nodes - 4);
@@ -99,8 +127,8 @@ Taps check_taps(const Tensor& start, const Tensor& weight, int64_t nodes, Storag
   Taps taps = check_start(start, nodes, start_name);
   STD_TORCH_CHECK(weight.is_cpu(), weight_name, " must be on the CPU");
   const ScalarType wanted = data == kFloat64 ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(weight.scalar_type() == wanted, weight_name, " must be ", torch::headeronly::toString(wanted),
-                  " for such values, got ", torch::headeronly::toString(weight.scalar_type()));
+  STD_TORCH_CHECK(weight.scalar_type() == wanted, weight_name, " must be ", to_string(wanted), " for such values, got ",
+                  to_string(weight.scalar_type()));
   const Shape shape = shape_of(weight);
   STD_TORCH_CHECK((shape == Shape{taps.points, 4}), weight_name, " must have shape [", taps.points, ", 4] as ",
                   start_name, " has ", taps.points, " points, got ", to_string(shape));
@@ -114,6 +142,7 @@ Matrix check_matrix(const Tensor& tensor, const char* name, bool keep_channels_l
   matrix.storage = check_values(tensor, name);
   const Shape shape = shape_of(tensor);
   STD_TORCH_CHECK(shape.size() >= 2, name, " must have shape [rows, columns, *kernel], got ", to_string(shape));
+  check_size(shape, name);
   int64_t rest = 1;
   for (size_t d = 2; d < shape.size(); ++d) rest *= shape[d];
   STD_TORCH_CHECK(shape[1] * std::max<int64_t>(rest, 1) <= INT_MAX, name,
@@ -137,13 +166,15 @@ Matrix check_along(const Tensor& tensor, int64_t dim, const char* name) {
   STD_TORCH_CHECK(rank > 0, name, " must have at least one dimension, got a scalar");
   STD_TORCH_CHECK(dim >= -rank && dim < rank, "dim must be in [", -rank, ", ", rank - 1, "] for ", name, " of shape ",
                   to_string(shape), ", got ", dim);
+  check_size(shape, name);
   const int64_t at = dim < 0 ? dim + rank : dim;
   matrix.rows = matrix.inner = matrix.outer = 1;
   for (int64_t d = 0; d < at; ++d) matrix.rows *= shape[d];
   for (int64_t d = at + 1; d < rank; ++d) matrix.inner *= shape[d];
   matrix.columns = shape[at];
-  STD_TORCH_CHECK(matrix.columns <= INT_MAX, name, " must have fewer than 2^31 elements along dim, got ",
-                  matrix.columns);
+  const int64_t indexed = matrix.inner < std::max(kRunLength, kDotRun) ? std::max<int64_t>(matrix.inner, 1) : 1;
+  STD_TORCH_CHECK(matrix.columns * indexed <= INT_MAX, name, " must have fewer than 2^31 elements from dim ", at,
+                  " on, got shape ", to_string(shape));
   matrix.channels_last = false;
   matrix.tensor = tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
   matrix.data = matrix.tensor.const_data_ptr();
@@ -151,6 +182,7 @@ Matrix check_along(const Tensor& tensor, int64_t dim, const char* name) {
 }
 
 Tensor allocate(const Shape& shape, Storage storage, bool channels_last) {
+  check_size(shape, "the result");
   std::vector<int64_t> strides(shape.size());
   int64_t size = 1;
   if (channels_last) {

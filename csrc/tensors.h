@@ -55,6 +55,11 @@ Taps check_taps(const Tensor& start, const Tensor& weight, int64_t nodes, Storag
 // For an operation that makes the weights or their gradient and reads only start.
 Taps check_start(const Tensor& start, int64_t nodes, const char* start_name);
 
+// From so many elements behind a dimension on, kernels run along them; below, they permute across them, in rows
+// whose elements int32 indices address.
+constexpr int64_t kRunLength = 9;  // of the column pass
+constexpr int64_t kDotRun = 16;    // of dot products: shorter runs leave lanes empty
+
 // [rows, R, columns, T] in memory: R is the number of kernel offsets of a channels_last tensor, T of a contiguous one.
 struct Matrix {
   Tensor tensor;  // keeps the memory alive

@@ -5,6 +5,8 @@
 - taps: basis, boundary and quadrature folded into four nodes and four weights a point
 - reference: every operation in plain PyTorch, the specification
 - ops: every operation as a PyTorch operator, with its compiled kernels
+- transforms: what PyTorch may be doing besides computing
+- flops: formulas for PyTorch's counter; not imported here, as the counter imports Triton
 - gpu: the operations as Triton kernels
 - cost: what each dataflow moves and computes, and the time that makes of it
 - dispatch: which backend can run, which dataflow is cheapest, and why

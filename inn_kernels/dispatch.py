@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inn_kernels import cost, gpu, ops
+from inn_kernels import cost, gpu, ops, transforms
 from inn_kernels.cost import Machine, Shape
 from inn_kernels.taps import Taps, taps_for
 
@@ -52,6 +52,11 @@ def _refusal(backend: str, device: torch.device, dtype: torch.dtype) -> str | No
     check_backend(backend)
     if backend == "reference":
         return None
+    if transforms.transforming():
+        return (
+            "torch.func transforms, forward-mode differentiation and torch.jit.trace follow PyTorch's own operations; "
+            "use backend=None or 'reference'"
+        )
     if backend == "triton":
         return gpu.refusal(device, dtype)
     if ops.compiled_missing is not None:
@@ -105,7 +110,7 @@ def choose_dataflow(
         fusable: the fused kernels can run this layer.
     """
     out_taps, in_taps = taps
-    if torch.compiler.is_compiling() or (out_taps is None and in_taps is None):
+    if transforms.tracing() or (out_taps is None and in_taps is None):
         return "materialize"
     out_points = None if out_taps is None else out_taps.start.numel()  # the cheapest questions: a call takes 1 us
     in_points = None if in_taps is None else in_taps.start.numel()

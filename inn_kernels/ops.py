@@ -10,11 +10,12 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from inn_kernels import reference
+from inn_kernels import checks, reference
 
 _SCHEMAS = (
     "discretize(Tensor nodes, Tensor out_start, Tensor out_weight, Tensor in_start, Tensor in_weight, "
@@ -26,6 +27,7 @@ _SCHEMAS = (
     "interpolate(Tensor x, Tensor start, Tensor weight, int dim, ScalarType dtype) -> Tensor",
     "spread(Tensor x, Tensor start, Tensor weight, SymInt nodes, int dim, ScalarType dtype) -> Tensor",
     "interpolate_tap_gradient(Tensor x, Tensor grad, Tensor start, int dim) -> Tensor",
+    "weight_gradient(Tensor grad, Tensor x) -> Tensor",
     "linear(Tensor x, Tensor nodes, Tensor? bias, Tensor out_start, Tensor out_weight, Tensor in_start, "
     "Tensor in_weight) -> Tensor",
     "linear_backward(Tensor grad, Tensor x, Tensor nodes, Tensor out_start, Tensor out_weight, Tensor in_start, "
@@ -48,15 +50,16 @@ def _layout(x: Tensor) -> torch.memory_format:
 
 
 def _fallback(name: str) -> Callable:
-    """The reference of an operation, its result in the layout that the kernels write and the tracer is told of."""
-    run = getattr(reference, name)
-    if name not in ("discretize", "discretize_adjoint"):
-        return run
+    """The reference of an operation: its arguments checked, its result in the layout that the kernels write."""
+    run, check = getattr(reference, name), getattr(checks, name)
+    keeps_layout = name in ("discretize", "discretize_adjoint")
 
-    def laid_out(x: Tensor, *rest: object) -> Tensor:
-        return run(x, *rest).contiguous(memory_format=_layout(x))
+    def checked(*arguments: Any) -> Any:
+        check(*arguments)
+        result = run(*arguments)
+        return result.contiguous(memory_format=_layout(arguments[0])) if keeps_layout else result
 
-    return laid_out
+    return checked
 
 
 _library = torch.library.Library("inn_kernels", "DEF")
@@ -90,14 +93,28 @@ def _like(x: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
     return x.new_empty(shape, dtype=dtype).contiguous(memory_format=_layout(x))
 
 
-@torch.library.register_fake("inn_kernels::discretize")
+def _fake(name: str) -> Callable:
+    """Registers what makes the shapes of an operation's results; its arguments are checked before."""
+    check = getattr(checks, name)
+
+    def register(results: Callable) -> None:
+        def checked(*arguments: Any) -> Any:
+            check(*arguments)
+            return results(*arguments)
+
+        torch.library.register_fake(f"inn_kernels::{name}", checked)
+
+    return register
+
+
+@_fake("discretize")
 def _(
     nodes: Tensor, out_start: Tensor, out_weight: Tensor, in_start: Tensor, in_weight: Tensor, dtype: torch.dtype
 ) -> Tensor:
     return _like(nodes, [out_start.shape[0], in_start.shape[0], *nodes.shape[2:]], dtype)
 
 
-@torch.library.register_fake("inn_kernels::discretize_adjoint")
+@_fake("discretize_adjoint")
 def _(
     grad: Tensor,
     out_start: Tensor,
@@ -111,7 +128,7 @@ def _(
     return _like(grad, [out_nodes, in_nodes, *grad.shape[2:]], dtype)
 
 
-@torch.library.register_fake("inn_kernels::discretize_tap_gradient")
+@_fake("discretize_tap_gradient")
 def _(
     nodes: Tensor,
     grad: Tensor,
@@ -127,28 +144,33 @@ def _(
     return out_weight.new_empty(k, 4), in_weight.new_empty(n, 4)
 
 
-@torch.library.register_fake("inn_kernels::interpolate")
+@_fake("interpolate")
 def _(x: Tensor, start: Tensor, weight: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     return x.new_empty(_replaced(x, dim, start.shape[0]), dtype=dtype)
 
 
-@torch.library.register_fake("inn_kernels::spread")
+@_fake("spread")
 def _(x: Tensor, start: Tensor, weight: Tensor, nodes: int, dim: int, dtype: torch.dtype) -> Tensor:
     return x.new_empty(_replaced(x, dim, nodes), dtype=dtype)
 
 
-@torch.library.register_fake("inn_kernels::interpolate_tap_gradient")
+@_fake("interpolate_tap_gradient")
 def _(x: Tensor, grad: Tensor, start: Tensor, dim: int) -> Tensor:
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     return x.new_empty(start.shape[0], 4, dtype=wide)
 
 
-@torch.library.register_fake("inn_kernels::linear")
+@_fake("weight_gradient")
+def _(grad: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty(grad.shape[1], x.shape[1])
+
+
+@_fake("linear")
 def _(x: Tensor, nodes: Tensor, bias: Tensor | None, out_start: Tensor, *taps: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], out_start.shape[0])
 
 
-@torch.library.register_fake("inn_kernels::linear_backward")
+@_fake("linear_backward")
 def _(
     grad: Tensor,
     x: Tensor,
@@ -165,7 +187,7 @@ def _(
     return dx, *_node_gradients(nodes, need_nodes, need_bias)
 
 
-@torch.library.register_fake("inn_kernels::conv")
+@_fake("conv")
 def _(
     x: Tensor,
     nodes: Tensor,
@@ -178,14 +200,11 @@ def _(
     padding: list[int],
     dilation: list[int],
 ) -> Tensor:
-    size = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(x.shape[2:], nodes.shape[2:], stride, padding, dilation)
-    ]
+    size = checks.window_sizes(x.shape[2:], nodes.shape[2:], stride, padding, dilation)
     return x.new_empty(x.shape[0], out_start.shape[0], *size)
 
 
-@torch.library.register_fake("inn_kernels::conv_input_gradient")
+@_fake("conv_input_gradient")
 def _(
     grad: Tensor,
     nodes: Tensor,
@@ -201,7 +220,7 @@ def _(
     return grad.new_empty(grad.shape[0], in_start.shape[0], *size)
 
 
-@torch.library.register_fake("inn_kernels::conv_node_gradient")
+@_fake("conv_node_gradient")
 def _(
     grad: Tensor,
     x: Tensor,
@@ -235,6 +254,7 @@ discretize_tap_gradient = torch.ops.inn_kernels.discretize_tap_gradient.default
 interpolate = torch.ops.inn_kernels.interpolate.default
 spread = torch.ops.inn_kernels.spread.default
 interpolate_tap_gradient = torch.ops.inn_kernels.interpolate_tap_gradient.default
+weight_gradient = torch.ops.inn_kernels.weight_gradient.default
 linear = torch.ops.inn_kernels.linear.default
 linear_backward = torch.ops.inn_kernels.linear_backward.default
 conv = torch.ops.inn_kernels.conv.default

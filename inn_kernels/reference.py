@@ -95,6 +95,14 @@ def interpolate_tap_gradient(x: Tensor, grad: Tensor, start: Tensor, dim: int) -
     return F.pad(gradient, (0, 4 - index.shape[1]))
 
 
+def weight_gradient(
+    grad: Tensor,  # [B, K]
+    x: Tensor,  # [B, L]
+) -> Tensor:  # [K, L]
+    """dW = dy^T x of a linear layer."""
+    return grad.T @ x
+
+
 def linear(
     x: Tensor,  # [B, L]
     nodes: Tensor,  # [M_out, M_in]

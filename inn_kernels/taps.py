@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from inn_kernels import quadrature as rules
+from inn_kernels import transforms
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.tensors import check_real, is_constant, is_readable, without_gradient
 
@@ -231,11 +232,13 @@ def taps_for(
         ValueError, TypeError: see `check_partition`, `check_basis`, `quadrature.weights`.
     """
     device = torch.device(device)
+    if isinstance(partition, Tensor) and partition.dim() == 0 and torch.jit.is_tracing():
+        partition = int(partition)  # the size of a tensor, which this tracer gives as another
     if isinstance(partition, Tensor) and partition.device != device:
         raise ValueError(f"{name} must be on the nodes' device {device}, got {partition.device}")
     kept: dict[tuple, Taps] | None = None
     key: tuple = ()
-    if not torch.compiler.is_compiling() and (isinstance(quadrature, str) or not weighted):
+    if not transforms.tracing() and (isinstance(quadrature, str) or not weighted):
         kept = _kept_for(partition)
     if kept is not None:
         named = quadrature if isinstance(quadrature, str) else None
@@ -258,13 +261,12 @@ def taps_for(
             )
     if kept is None:
         return _compute(partition, nodes, basis, quadrature, weighted, scale, dtype, device)
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), torch._C._DisableFuncTorch():
         if isinstance(partition, int) and (weighted or dtype != torch.float64):  # all of a size are made of one
             plain = taps_for(partition, nodes, basis, quadrature=quadrature, dtype=torch.float64, device=device)
             taps = plain.times(_multiplier(quadrature, partition, scale, device) if weighted else None, dtype)
         else:
             taps = _compute(partition, nodes, basis, quadrature, weighted, scale, dtype, device)
-    taps = Taps(without_gradient(taps.start), without_gradient(taps.weight), nodes)  # fixed, whatever is differentiated
     if type(taps.weight) is Tensor:  # never a tracer's fake
         _keep(kept, key, taps)
     return taps

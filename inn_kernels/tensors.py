@@ -7,6 +7,8 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor, is_gradtrackingtensor
 from torch.autograd.forward_ad import unpack_dual
 
+from inn_kernels import transforms
+
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -27,7 +29,7 @@ def check_real(value: Tensor, name: str) -> None:
 
 def is_readable(value: Tensor) -> bool:
     """Whether Python may look at the values: not while a graph is traced, not under vmap, not on the meta device."""
-    if torch.compiler.is_compiling() or value.is_meta:
+    if transforms.tracing() or value.is_meta:
         return False
     return not is_batchedtensor(without_gradient(value))
 

@@ -44,6 +44,7 @@ def samples(dtype, layout):
         "interpolate": (x, out.start, out.weight, 1, dtype),
         "spread": (y, out.start, out.weight, M, 1, dtype),
         "interpolate_tap_gradient": (x, y, out.start, 1),
+        "weight_gradient": (flat(3, K), flat(3, L)),
         "linear": (flat(3, L), flat(M, N), bias, *four),
         "linear_backward": (flat(3, K), flat(3, L), flat(M, N), *four, True, False, True),
         "conv": (image, nodes, bias, *four, *window),
@@ -225,6 +226,31 @@ def test_autocast():
     torch.testing.assert_close(value, expected, rtol=0, atol=0.05)
 
 
+@pytest.mark.parametrize("dataflow", DATAFLOWS)
+def test_dynamic_sizes_and_numbers(dataflow):
+    """Sizes and the scale are symbols: no number is asked for."""
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def run(x, nodes, k, scale):
+        return inn.integral_linear(x, nodes, None, k, 6, scale=scale, dataflow=dataflow)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=counter)
+    for batch, k, scale in ((3, 4, 2.0), (5, 7, 3.5), (2, 5, 0.25), (4, 9, -7.0)):
+        x, nodes = rand(batch, 6), rand(7, 5).requires_grad_()
+        got, want = (f(x, nodes, k, scale) for f in (compiled, run))
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+        grads = [torch.autograd.grad(y.cos().sum(), nodes)[0] for y in (got, want)]
+        torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
+def test_a_scale_that_is_no_number_is_refused_while_a_graph_is_traced(scale):
+    compiled = torch.compile(lambda x, s: inn.discretize(x, 3, 3, scale=s), fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="ValueError"):
+        compiled(rand(4, 4), scale)
+
+
 # Recompilation ----------------------------------------------------------------------------------------------
 
 
@@ -288,6 +314,44 @@ def test_thirty_random_sizes_of_modules_compile_twice(kind, seed):
         compiled(x.float()).square().mean().backward()
         optimizer.step()
     assert counter.frame_count <= 2
+
+
+# torch.jit.trace --------------------------------------------------------------------------------------------
+
+TRACED = {
+    "discretize": lambda x, nodes: inn.discretize(nodes, 4, 6, quadrature="simpson") + x.sum(),
+    **{f: lambda x, nodes, f=f: inn.integral_linear(x, nodes, None, 4, 6, dataflow=f) for f in (*DATAFLOWS, "auto")},
+    "conv": lambda x, nodes: inn.integral_conv1d(x[..., None], nodes[..., None], None, 4, 6),
+}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("grad_mode", [torch.enable_grad, torch.no_grad])
+@pytest.mark.parametrize("name", TRACED)
+def test_jit_trace(name, grad_mode, tmp_path):
+    """Int partitions: the graph serves other batches, other values and other numbers of nodes, and has gradients."""
+    run = TRACED[name]
+    with grad_mode():
+        traced = torch.jit.trace(run, (rand(2, 6), rand(8, 8)))
+    traced.save(str(tmp_path / "traced.pt"))
+    traced = torch.jit.load(str(tmp_path / "traced.pt"))
+    for batch, m in ((2, 8), (7, 8), (3, 9), (1, 5)):
+        inputs = {"x": rand(batch, 6, seed=1), "nodes": rand(m, m, seed=2)}
+        got, want = (common.gradients(lambda f=f, **z: f(*z.values()), inputs) for f in (traced, run))
+        for key, value in got.items():
+            torch.testing.assert_close(value, want[key], rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_jit_trace_of_modules_and_points():
+    model = network().eval()
+    traced = torch.jit.trace(model, IMAGES)
+    other = rand(2, 1, 7, 7, seed=3)
+    torch.testing.assert_close(traced(other), model(other), rtol=0, atol=1e-12)
+    nodes, p, q = rand(8, 8), common.partition("random", 5), common.partition("clustered", 5)
+    inn.discretize(nodes, None, p)  # whose taps are kept
+    traced = torch.jit.trace(lambda nodes, p: inn.discretize(nodes, None, p), (nodes, p))
+    torch.testing.assert_close(traced(nodes, q), inn.discretize(nodes, None, q), rtol=0, atol=1e-12)
 
 
 # Export -----------------------------------------------------------------------------------------------------

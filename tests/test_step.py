@@ -1,12 +1,18 @@
 """The linear training step as one autograd node: the composed dataflow's values and gradients, to second order."""
 
+import concurrent.futures
 import itertools
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
 import torch.utils.checkpoint
 
+import common
 import integral_nn as inn
+from common import rand
 from inn_kernels import ops
 from integral_nn import step
 
@@ -63,6 +69,25 @@ def test_only_what_is_asked_for(dataflow):
         assert torch.equal(alone, whole)
 
 
+@pytest.mark.parametrize("dtype", common.DTYPES, ids=str)
+def test_weight_gradient_is_the_product(dtype):
+    for batch, rows, columns in ((3, 5, 7), (1, 1, 1), (2, 0, 3), (0, 2, 3), (8, 1024, 1100)):
+        grad, x = (rand(batch, n, dtype=dtype) for n in (rows, columns))
+        assert common.same_bits(ops.weight_gradient(grad, x), grad.t() @ x)
+        wide = grad.t().contiguous().t()
+        assert common.same_bits(ops.weight_gradient(wide, x), wide.t() @ x)
+
+
+def test_weight_gradient_refuses():
+    x = rand(3, 4)
+    for grad, said in ((x.float(), "one dtype"), (x[0], "shapes"), (x[:2], "shapes"), (x.int(), "grad must be")):
+        with pytest.raises(RuntimeError, match=said):
+            ops.weight_gradient(grad, x)
+    huge = torch.zeros(1, 1).expand(1, 2**24)
+    with pytest.raises(RuntimeError):  # more memory than a machine can address
+        ops.weight_gradient(huge, huge)
+
+
 @pytest.mark.parametrize("dataflow", ["materialize", "factored"])
 def test_huge_pages_hold_the_same_gradient(dataflow, monkeypatch):
     inputs = tensors((3,), True)
@@ -74,6 +99,15 @@ def test_huge_pages_hold_the_same_gradient(dataflow, monkeypatch):
     layer(*inputs, dataflow).sum().backward()
     layer(*inputs, dataflow).sum().backward()  # a gradient is added to in place
     torch.testing.assert_close(inputs[1].grad, 2 * torch.autograd.grad(layer(*inputs, dataflow).sum(), inputs[1])[0])
+    y, grads = layer(*inputs, dataflow), torch.randn(4, 3, 7)
+
+    def pull(grad, **options):
+        return torch.autograd.grad(y, inputs, grad, retain_graph=True, **options)
+
+    want = [torch.stack(each) for each in zip(*map(pull, grads))]
+    for found in (pull(grads, is_grads_batched=True), torch.func.vmap(pull)(grads)):
+        for got, true in zip(found, want):
+            torch.testing.assert_close(got, true, rtol=2e-6, atol=2e-6)
 
 
 def test_what_the_node_does_not_take():
@@ -90,7 +124,6 @@ def test_what_the_node_does_not_take():
 
 @pytest.mark.parametrize("dataflow", ["materialize", "factored"])
 def test_a_graph_may_be_run_again(dataflow):
-    """The first backward pass has used the sampled weight's memory for something else."""
     x, nodes, bias = tensors((3,), True)
     y = layer(x, nodes, bias, dataflow).sin().sum()
     first = torch.autograd.grad(y, (x, nodes, bias), retain_graph=True)
@@ -99,6 +132,79 @@ def test_a_graph_may_be_run_again(dataflow):
     doubled = torch.autograd.grad(y, (x, nodes), create_graph=True)
     for got, want in zip((*second, alone, *doubled), (*first, first[0], *first[:2])):
         torch.testing.assert_close(got, want, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("dataflow", ["materialize", "factored"])
+def test_two_threads_may_run_one_graph(dataflow, threads):
+    """Two heads on one trunk, a thread each, again and again: the gradients of one thread, bit for bit."""
+    threads(1)
+    x, nodes, bias = (torch.randn(shape).requires_grad_() for shape in ((64, 192), (256, 256), (256,)))
+
+    def heads():
+        trunk = inn.integral_linear(x, nodes, bias, 192, 192, dataflow=dataflow)
+        return trunk.sin().sum(), trunk.square().sum()
+
+    def pull(head):
+        return torch.autograd.grad(head, (x, nodes, bias), retain_graph=True)
+
+    def wait_and_pull(head):
+        together.wait()
+        return [pull(head) for _ in range(3)]
+
+    want = [pull(head) for head in heads()]
+    together = threading.Barrier(2)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for _ in range(50):
+            for results, true in zip(pool.map(wait_and_pull, heads()), want):
+                for found in results:
+                    assert all(common.same_bits(*pair) for pair in zip(found, true))
+
+
+@pytest.mark.parametrize("dataflow", ["materialize", "factored"])
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_what_is_saved_is_never_written(dataflow):
+    """Saved tensors in read-only memory, equal ones in the same: every pass leaves them as they were."""
+    x, nodes, bias = tensors((3,), True)
+    y = layer(x, nodes, bias, dataflow).sin().sum() + layer(x + 1, nodes, bias, dataflow).cos().sum()
+    want = torch.autograd.grad(y, (x, nodes, bias))
+    kept = {}
+
+    def pack(tensor):
+        array = tensor.detach().numpy().copy()
+        array.flags.writeable = False
+        key = (array.dtype.str, array.shape, array.tobytes())
+        kept.setdefault(key, array)
+        return key
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda key: torch.from_numpy(kept[key])):
+        y = layer(x, nodes, bias, dataflow).sin().sum() + layer(x + 1, nodes, bias, dataflow).cos().sum()
+    for _ in range(2):
+        found = torch.autograd.grad(y, (x, nodes, bias), retain_graph=True)
+        assert all(common.same_bits(*pair) for pair in zip(found, want))
+        assert all(array.tobytes() == values for (_, _, values), array in kept.items())
+
+
+def test_a_saved_tensor_may_lie_in_memory_that_cannot_be_written():
+    """The operating system ends a process that writes to such pages."""
+    code = """
+import ctypes, mmap, torch, integral_nn as inn
+kept = []
+def protect(tensor):
+    memory = mmap.mmap(-1, max(tensor.nbytes, 1))
+    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel()).view(tensor.shape).copy_(tensor.detach())
+    pages = ctypes.c_void_p(copy.data_ptr()), ctypes.c_size_t(mmap.PAGESIZE)
+    assert ctypes.CDLL(None).mprotect(*pages, mmap.PROT_READ) == 0
+    kept.append(copy)
+    return copy
+x, nodes = torch.randn(3, 9, requires_grad=True), torch.randn(12, 12, requires_grad=True)
+for dataflow in ("materialize", "factored"):
+    with torch.autograd.graph.saved_tensors_hooks(protect, lambda tensor: tensor):
+        y = inn.integral_linear(x, nodes, None, 7, 9, dataflow=dataflow)
+    y.sum().backward()
+print("done", len(kept) > 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "done True\n", (done.returncode, done.stderr)
 
 
 def test_checkpointing_and_hooks_on_what_is_saved():

@@ -61,7 +61,7 @@ def check_scale(scale: object) -> None:
     """Raise unless `scale` is a finite number."""
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"scale must be a float, got {type(scale).__name__}")
-    if not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:  # a comparison can be traced
         raise ValueError(f"scale must be finite, got {scale}")
 
 

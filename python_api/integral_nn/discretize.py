@@ -49,7 +49,7 @@ class Discretize(Function):
         nodes, *taps = ctx.saved_tensors
         d_nodes = None
         if ctx.needs_input_grad[0]:
-            d_nodes = apply(DiscretizeAdjoint, ops.discretize_adjoint, grad, *taps, *ctx.sizes, ctx.dtype)
+            d_nodes = apply(DiscretizeAdjoint, "discretize_adjoint", grad, *taps, *ctx.sizes, ctx.dtype)
         d_out, d_in = _tap_gradient(nodes, grad, taps, ctx.needs_input_grad[2], ctx.needs_input_grad[4])
         return d_nodes, None, d_out, None, d_in, None
 
@@ -78,7 +78,7 @@ class DiscretizeAdjoint(Function):
         grad, *taps = ctx.saved_tensors
         d_grad = None
         if ctx.needs_input_grad[0]:
-            d_grad = apply(Discretize, ops.discretize, g, *taps, ctx.dtype)
+            d_grad = apply(Discretize, "discretize", g, *taps, ctx.dtype)
         d_out, d_in = _tap_gradient(g, grad, taps, ctx.needs_input_grad[2], ctx.needs_input_grad[4])
         return d_grad, None, d_out, None, d_in, None, None, None
 
@@ -125,7 +125,7 @@ def _tap_gradient(
 ) -> tuple[Tensor | None, Tensor | None]:
     if not (need_out or need_in):
         return None, None
-    d_out, d_in = apply(DiscretizeTapGradient, ops.discretize_tap_gradient, nodes, grad, *taps, need_out, need_in)
+    d_out, d_in = apply(DiscretizeTapGradient, "discretize_tap_gradient", nodes, grad, *taps, need_out, need_in)
     return d_out if need_out else None, d_in if need_in else None
 
 
@@ -135,10 +135,10 @@ def _form_gradients(
     d_nodes = d_grad = None
     if need_nodes:
         d_nodes = apply(
-            DiscretizeAdjoint, ops.discretize_adjoint, grad, *taps, nodes.shape[0], nodes.shape[1], nodes.dtype
+            DiscretizeAdjoint, "discretize_adjoint", grad, *taps, nodes.shape[0], nodes.shape[1], nodes.dtype
         )
     if need_grad:
-        d_grad = apply(Discretize, ops.discretize, nodes, *taps, grad.dtype)
+        d_grad = apply(Discretize, "discretize", nodes, *taps, grad.dtype)
     return d_nodes, d_grad
 
 
@@ -159,7 +159,7 @@ def sample(nodes: Tensor, taps: Sequence[Taps | None], dtype: torch.dtype, backe
             nodes = interpolate(nodes, along, dim, wide, backend)
     if out_taps is not None and in_taps is not None:
         args = (nodes, out_taps.start, out_taps.weight, in_taps.start, in_taps.weight, narrow)
-        weight = reference.discretize(*args) if backend == "reference" else apply(Discretize, ops.discretize, *args)
+        weight = reference.discretize(*args) if backend == "reference" else apply(Discretize, "discretize", *args)
     elif out_taps is not None:
         weight = interpolate(nodes, out_taps, 0, narrow, backend)
     elif in_taps is not None:

@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from inn_kernels import gpu, ops
 from inn_kernels.taps import Taps
-from integral_nn.interpolate import apply, interpolate, spread
+from integral_nn.interpolate import apply, interpolate, kernels, spread
 
 
 class Linear(Function):
@@ -45,7 +45,7 @@ class Linear(Function):
         need = ctx.needs_input_grad
         if torch.is_grad_enabled() or need[4] or need[6]:
             return _through_factored(ctx, grad, lambda x, w: F.linear(x, w), -1)
-        dx, d_nodes, d_bias = ops.linear_backward(grad, x, nodes, *taps, *need[:3])
+        dx, d_nodes, d_bias = kernels().linear_backward(grad, x, nodes, *taps, *need[:3])
         return (*(g if n else None for g, n in zip((dx, d_nodes, d_bias), need)), None, None, None, None)
 
 
@@ -76,9 +76,9 @@ class Conv(Function):
             return (*_through_factored(ctx, grad, lambda x, w: F.conv2d(x, w, None, *window), 1), None, None, None)
         dx = d_nodes = d_bias = None
         if need[0]:
-            dx = ops.conv_input_gradient(grad, nodes, *taps, x.shape[2:], *window)
+            dx = kernels().conv_input_gradient(grad, nodes, *taps, x.shape[2:], *window)
         if need[1] or need[2]:
-            d_nodes, d_bias = ops.conv_node_gradient(grad, x, nodes, *taps, *window, *need[1:3])
+            d_nodes, d_bias = kernels().conv_node_gradient(grad, x, nodes, *taps, *window, *need[1:3])
         return (dx, d_nodes if need[1] else None, d_bias if need[2] else None, *[None] * 7)
 
 
@@ -122,7 +122,7 @@ def linear(x: Tensor, nodes: Tensor, bias: Tensor | None, out_taps: Taps | None,
     """The fused linear layer. x [..., L], nodes [M_out, M_in] -> [..., K]."""
     assert out_taps is not None and in_taps is not None
     taps = (out_taps.start, out_taps.weight, in_taps.start, in_taps.weight)
-    y = apply(Linear, ops.linear, x.reshape(-1, x.shape[-1]), nodes, bias, *taps)
+    y = apply(Linear, "linear", x.reshape(-1, x.shape[-1]), nodes, bias, *taps)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -145,6 +145,6 @@ def conv(
     if line:  # a 1-D convolution is a 2-D one of height 1
         x, nodes = x.unsqueeze(2), nodes.unsqueeze(2)
         window = [[one, *size] for one, size in zip((1, 0, 1), window)]
-    y = apply(Conv, ops.conv, x, nodes, bias, *taps, *window)
+    y = apply(Conv, "conv", x, nodes, bias, *taps, *window)
     y = y.squeeze(2) if line else y
     return y.squeeze(0) if single else y

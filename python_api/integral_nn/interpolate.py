@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from inn_kernels import ops, reference
+from inn_kernels import ops, reference, transforms
 from inn_kernels.taps import Taps
 
 
@@ -37,9 +37,9 @@ class Interpolate(Function):
         x, start, weight = ctx.saved_tensors
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            dx = apply(Spread, ops.spread, grad, start, weight, ctx.size, ctx.dim, ctx.dtype)
+            dx = apply(Spread, "spread", grad, start, weight, ctx.size, ctx.dim, ctx.dtype)
         if ctx.needs_input_grad[2]:
-            dw = apply(InterpolateTapGradient, ops.interpolate_tap_gradient, x, grad, start, ctx.dim)
+            dw = apply(InterpolateTapGradient, "interpolate_tap_gradient", x, grad, start, ctx.dim)
         return dx, None, dw, None, None
 
 
@@ -57,9 +57,9 @@ class Spread(Function):
         x, start, weight = ctx.saved_tensors
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            dx = apply(Interpolate, ops.interpolate, grad, start, weight, ctx.dim, ctx.dtype)
+            dx = apply(Interpolate, "interpolate", grad, start, weight, ctx.dim, ctx.dtype)
         if ctx.needs_input_grad[2]:
-            dw = apply(InterpolateTapGradient, ops.interpolate_tap_gradient, grad, x, start, ctx.dim)
+            dw = apply(InterpolateTapGradient, "interpolate_tap_gradient", grad, x, start, ctx.dim)
         return dx, None, dw, None, None, None
 
 
@@ -77,24 +77,32 @@ class InterpolateTapGradient(Function):
         x, grad, start = ctx.saved_tensors
         dx = dgrad = None
         if ctx.needs_input_grad[0]:
-            dx = apply(Spread, ops.spread, grad, start, g, x.shape[ctx.dim], ctx.dim, x.dtype)
+            dx = apply(Spread, "spread", grad, start, g, x.shape[ctx.dim], ctx.dim, x.dtype)
         if ctx.needs_input_grad[1]:
-            dgrad = apply(Interpolate, ops.interpolate, x, start, g, ctx.dim, grad.dtype)
+            dgrad = apply(Interpolate, "interpolate", x, start, g, ctx.dim, grad.dtype)
         return dx, dgrad, None, None
 
 
-def apply(function: type[Function], op: Any, *args: Any) -> Any:
-    """Run an operation through its autograd Function, or directly where no gradient can be asked for."""
-    if torch.is_grad_enabled():
+def apply(function: type[Function], name: str, *args: Any) -> Any:
+    """Run an operation through its autograd Function, or directly where no gradient can be asked for.
+
+    Functions know no transform: under one, the operation is its formula.
+    """
+    if torch.is_grad_enabled() and not transforms.transforming():
         return function.apply(*args)
-    return op(*args)
+    return getattr(kernels(), name)(*args)
+
+
+def kernels() -> Any:
+    """The module whose operations run now: `ops`, or under a transform `reference`."""
+    return reference if transforms.transforming() else ops
 
 
 def interpolate(x: Tensor, taps: Taps, dim: int, dtype: torch.dtype, backend: str) -> Tensor:
     """y = S x along `dim`. x [..., M, ...] -> [..., K, ...] of `dtype`."""
     x, narrow = _operand(x, taps, dtype)
     args = (x, taps.start, taps.weight, dim, narrow)
-    y = reference.interpolate(*args) if backend == "reference" else apply(Interpolate, ops.interpolate, *args)
+    y = reference.interpolate(*args) if backend == "reference" else apply(Interpolate, "interpolate", *args)
     return y.to(dtype)
 
 
@@ -102,7 +110,7 @@ def spread(x: Tensor, taps: Taps, dim: int, dtype: torch.dtype, backend: str) ->
     """y = S^T x along `dim`. x [..., K, ...] -> [..., M, ...] of `dtype`."""
     x, narrow = _operand(x, taps, dtype)
     args = (x, taps.start, taps.weight, taps.nodes, dim, narrow)
-    y = reference.spread(*args) if backend == "reference" else apply(Spread, ops.spread, *args)
+    y = reference.spread(*args) if backend == "reference" else apply(Spread, "spread", *args)
     return y.to(dtype)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
-from inn_kernels import dispatch
+from inn_kernels import dispatch, transforms
 from inn_kernels.taps import Taps
 from integral_nn import _arguments as arguments
 from integral_nn import _checks as checks
@@ -97,7 +97,7 @@ class IntegralLayer(nn.Module):
         Only in eval mode with gradients off. Changes are seen by version counters. Fused optimizers and writing through
         `.data` escape them; a call with gradients on and `train()` forget the weight.
         """
-        if torch.compiler.is_compiling():
+        if transforms.tracing() or transforms.transforming():
             return None
         if self.training or torch.is_grad_enabled() or self.nodes.is_inference():
             self._sampled = None

@@ -7,13 +7,11 @@
                   d_bias = S_out^T sum dy                                      d_bias = sum dy'
 
 The dataflows composed of autograd's own nodes compute the same. What is saved is the time of those nodes, for which a
-small layer pays more than for its kernels, and that of fresh memory (`_product`; a weight's gradient takes the weight's
-place), for which a large one does.
+small layer pays more than for its kernels, and that of fresh memory (`_product`), for which a large one does.
 """
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +23,7 @@ from torch.autograd import Function
 from inn_kernels import ops
 from inn_kernels.taps import Taps
 from integral_nn.discretize import sample
-from integral_nn.interpolate import interpolate, spread
+from integral_nn.interpolate import interpolate, kernels, spread
 
 _FRESH = 32 << 20  # bytes from which glibc's allocator takes fresh pages from the system every time
 
@@ -56,7 +54,6 @@ class Materialized(Function):
         weight = ops.discretize(nodes, *taps, x.dtype)
         sampled = None if bias is None else ops.interpolate(bias, *taps[:2], 0, x.dtype)
         ctx.save_for_backward(weight, x, nodes, bias, *taps)
-        ctx.spent = False
         return F.linear(x, weight, sampled)
 
     @staticmethod
@@ -65,16 +62,13 @@ class Materialized(Function):
         if torch.is_grad_enabled():
             return _through_autograd(ctx, dy, _materialize)
         need_x, need_nodes, need_bias = ctx.needs_input_grad[:3]
-        if ctx.spent:
-            weight = ops.discretize(nodes, *taps, x.dtype)
+        run = kernels()
         dx = dy @ weight if need_x else None
         d_nodes = d_bias = None
         if need_nodes:
-            ctx.spent = True  # the gradient goes into the weight's memory; a second backward pass samples it anew
-            d_weight = torch.mm(dy.t(), x, out=weight.data)  # which autograd need not know of
-            d_nodes = ops.discretize_adjoint(d_weight, *taps, *nodes.shape, x.dtype)
+            d_nodes = run.discretize_adjoint(_product(dy, x), *taps, *nodes.shape, x.dtype)
         if need_bias:
-            d_bias = ops.spread(dy.sum(0), *taps[:2], nodes.shape[0], 0, x.dtype)
+            d_bias = run.spread(dy.sum(0), *taps[:2], nodes.shape[0], 0, x.dtype)
         return dx, d_nodes, d_bias, *[None] * 4
 
 
@@ -93,20 +87,17 @@ class Factored(Function):
         if torch.is_grad_enabled():
             return _through_autograd(ctx, dy, _factor)
         need_x, need_nodes, need_bias = ctx.needs_input_grad[:3]
-        d_wide = ops.spread(dy, *taps[:2], nodes.shape[0], 1, dy.dtype)
-        dx = ops.interpolate(d_wide @ nodes, *taps[2:], 1, dy.dtype) if need_x else None
+        run = kernels()
+        d_wide = run.spread(dy, *taps[:2], nodes.shape[0], 1, dy.dtype)
+        dx = run.interpolate(d_wide @ nodes, *taps[2:], 1, dy.dtype) if need_x else None
         d_nodes = _product(d_wide, wide) if need_nodes else None
         return dx, d_nodes, d_wide.sum(0) if need_bias else None, *[None] * 4
 
 
 def _product(dy: Tensor, x: Tensor) -> Tensor:
     """dy^T x, [B, K] and [B, L] -> [K, L]. A large one goes into huge pages: 512 times fewer faults than by itself."""
-    shape, size = (dy.shape[1], x.shape[1]), dy.shape[1] * x.shape[1] * dy.element_size()
-    if size < _FRESH or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return dy.t() @ x
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.mm(dy.t(), x, out=torch.frombuffer(memory, dtype=dy.dtype).view(shape))
+    size = dy.shape[1] * x.shape[1] * dy.element_size()
+    return dy.t() @ x if size < _FRESH else kernels().weight_gradient(dy, x)
 
 
 def _through_autograd(ctx: Any, dy: Tensor, run: Callable[..., Tensor]) -> tuple:
