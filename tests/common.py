@@ -80,14 +80,13 @@ def kernel_function(distance: Tensor, a: float = -0.75, kernel: str = "cubic") -
     d = distance.abs()
     if kernel == "linear":
         return (1 - d).clamp(min=0)
-    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-    far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = a * (((d - 5) * d + 8) * d - 4)
     return torch.where(d <= 1, near, torch.where(d < 2, far, 0.0))
 
 
 def extension(nodes: int, boundary: str = "clamp") -> Tensor:
-    """E [M + 4, M]: the values of nodes -2 .. M + 1 in terms of the M nodes there are."""
-    matrix = torch.eye(nodes, dtype=torch.float64)
+    """E [4, M]: the values of nodes -2, -1, M and M + 1 in terms of the M nodes there are."""
     before = {
         ("clamp", 1): ([1], [1]),
         ("clamp", 2): ([1], [1]),
@@ -97,7 +96,7 @@ def extension(nodes: int, boundary: str = "clamp") -> Tensor:
         ("keys", 3): ([6, -8, 3], [3, -3, 1]),
     }[boundary, min(nodes, 3)]
     ends = [torch.nn.functional.pad(torch.tensor(row).double(), (0, nodes - len(row))) for row in before]
-    return torch.cat([torch.stack(ends), matrix, torch.stack([ends[1].flip(0), ends[0].flip(0)])])
+    return torch.stack([*ends, ends[1].flip(0), ends[0].flip(0)])
 
 
 def sampling_matrix(
@@ -112,8 +111,10 @@ def sampling_matrix(
     """S [K, M] dense, float64, differentiable in the points: F(P[k]) = sum_i S[k, i] nodes[i]."""
     points = points.double()
     position = points * nodes - 0.5 if centred else points * (nodes - 1)
-    node = torch.arange(-2, nodes + 2, dtype=torch.float64)
-    return kernel_function(position[:, None] - node, a, kernel) @ extension(nodes, boundary)
+    node = torch.arange(nodes, dtype=torch.float64)
+    outside = torch.tensor([-2, -1, nodes, nodes + 1], dtype=torch.float64)
+    inner, outer = (kernel_function(position[:, None] - at, a, kernel) for at in (node, outside))
+    return inner + outer @ extension(nodes, boundary)
 
 
 def dense_taps(start: Tensor, weight: Tensor, nodes: int) -> Tensor:
@@ -196,11 +197,10 @@ def assert_gradients_as_accurate(
 
 def same_bits(x: Tensor, y: Tensor) -> bool:
     """Equal shapes and equal bits, NaN included."""
-    return (
-        x.shape == y.shape
-        and x.dtype == y.dtype
-        and bool((x.detach().contiguous().view(torch.uint8) == y.detach().contiguous().view(torch.uint8)).all())
-    )
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return False
+    plain = (t.detach().clone(memory_format=torch.contiguous_format).view(torch.uint8) for t in (x, y))
+    return torch.equal(*plain)
 
 
 def layouts(x: Tensor) -> dict[str, Tensor]:

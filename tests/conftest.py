@@ -1,4 +1,8 @@
-"""Fixtures. Set INN_KERNELS_REQUIRE_CPP=1 where the compiled kernels must be there: a missing library then fails."""
+"""Fixtures. Set INN_KERNELS_REQUIRE_CPP=1 where the compiled kernels must be there: a missing library then fails.
+
+INN_KERNELS_FUZZ_CASES is the number of random cases of each property, instead of the few of an ordinary run;
+INN_KERNELS_FUZZ_SEED draws others than an ordinary run's, which are always the same.
+"""
 
 import os
 
@@ -6,6 +10,38 @@ import pytest
 import torch
 
 from inn_kernels import ops
+
+try:
+    import hypothesis
+except ImportError:  # tests without random cases run all the same
+    hypothesis = None  # type: ignore[assignment]
+
+FUZZ_CASES = int(os.environ.get("INN_KERNELS_FUZZ_CASES", "150"))
+FUZZ_SEED = os.environ.get("INN_KERNELS_FUZZ_SEED")
+
+if hypothesis is not None:
+    hypothesis.settings.register_profile(
+        "fuzz",
+        max_examples=FUZZ_CASES,
+        derandomize=FUZZ_SEED is None,
+        database=None,
+        deadline=None,
+        phases=[phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain],
+        print_blob=False,
+        report_multiple_bugs=False,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    hypothesis.settings.load_profile("fuzz")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Seed the random cases."""
+    if hypothesis is None or FUZZ_SEED is None:
+        return
+    for function in {item.function for item in items if isinstance(item, pytest.Function)}:
+        if hypothesis.is_hypothesis_test(function):
+            hypothesis.seed(int(FUZZ_SEED))(function)
+
 
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 torch.set_num_threads(max(1, (os.cpu_count() or 1) // _WORKERS))
