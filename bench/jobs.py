@@ -12,7 +12,7 @@ import torch
 from bench import count, networks
 from bench.harness import Row, Runs, Times, cpu_times, environment, median_ratio, paired_times, quantiles
 from bench.providers import SLOW, Case, checked, conv, counted, layer_names, layer_providers, linear, samplers, stack
-from integral_nn.network import IntegralNetwork
+from integral_nn.networks.network import IntegralNetwork
 
 BF16 = torch.bfloat16
 SHARES = (1.0, 0.75, 0.5)

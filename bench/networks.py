@@ -14,7 +14,7 @@ import integral_nn as inn
 from bench.harness import Runs
 from bench.providers import GRID_TOLERANCE, TOLERANCE, relative_error
 from inn_kernels import taps
-from integral_nn.network import IntegralNetwork
+from integral_nn.networks.network import IntegralNetwork
 
 
 class Block(nn.Module):

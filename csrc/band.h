@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels.h"
+#include "simd/kernels.h"
 
 namespace inn {
 

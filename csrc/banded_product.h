@@ -15,7 +15,7 @@
 #pragma once
 
 #include "band.h"
-#include "instruction_set.h"
+#include "simd/instruction_set.h"
 #include "tensors.h"
 
 namespace inn {

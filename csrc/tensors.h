@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels.h"
+#include "simd/kernels.h"
 
 namespace inn {
 

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import integral_nn as inn
-from integral_nn.permute import apply_orders
+from integral_nn.networks.permute import apply_orders
 
 BINS, RATE, FRAME = 360, 16000, 1024
 CENTS = 1997.3794084376191 + torch.linspace(0, 7180, BINS)

@@ -27,7 +27,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 import integral_nn as inn
-from integral_nn.permute import apply_orders
+from integral_nn.networks.permute import apply_orders
 
 COMPRESSIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
 WIDTHS = (0.25, 0.375, 0.5, 0.75, 1.0)

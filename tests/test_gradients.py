@@ -16,8 +16,8 @@ import integral_nn as inn
 from common import BOUNDARIES, DATAFLOWS, QUADRATURES, rand
 from inn_kernels import quadrature as rules
 from inn_kernels.taps import make_taps
-from integral_nn.discretize import Discretize, DiscretizeAdjoint, DiscretizeTapGradient
-from integral_nn.interpolate import Interpolate, InterpolateTapGradient, Spread, interpolate, spread
+from integral_nn.functional.discretize import Discretize, DiscretizeAdjoint, DiscretizeTapGradient
+from integral_nn.functional.interpolate import Interpolate, InterpolateTapGradient, Spread, interpolate, spread
 
 # Nodes [M, N] and points [K, L]: K - 1 and M - 1 have no common factor, so uniform points meet no interior node.
 SIZES = {

@@ -6,7 +6,7 @@ import torch
 import common
 from common import DTYPES, implementation, rand
 from inn_kernels.taps import Basis, make_taps
-from integral_nn.interpolate import interpolate, spread
+from integral_nn.functional.interpolate import interpolate, spread
 
 SIZES = [(1, 1), (1, 5), (2, 3), (3, 2), (4, 4), (5, 97), (101, 3), (67, 37)]  # nodes, points
 SHAPES = [((), ()), ((5,), ()), ((), (3,)), ((2, 3), (4,)), ((3,), (2, 17)), ((0,), (2,))]  # before, after

@@ -14,12 +14,18 @@ import pytest
 import inn_kernels
 import integral_nn
 
+
+def modules_in(folder):
+    """Every module of a package but its kernels, which need Triton, and its compiled library."""
+    found = pkgutil.walk_packages([str(folder)])
+    return [module for module in found if not module.name.startswith(("_C", "gpu."))]
+
+
 PACKAGES = {package.__name__: Path(package.__file__).parent for package in (inn_kernels, integral_nn)}
 MODULES = [
     f"{package}.{module.name}" if module.name else package
     for package, folder in PACKAGES.items()
-    for module in [pkgutil.ModuleInfo(None, "", True), *pkgutil.iter_modules([str(folder)])]
-    if not module.name.startswith("_C")
+    for module in [pkgutil.ModuleInfo(None, "", True), *modules_in(folder)]
 ]
 
 
@@ -48,6 +54,18 @@ def test_imports_run_one_way():
             if path.name in ("permute.py", "tune.py"):  # an extra of the package, imported where it is called
                 foreign -= {"fast_tsp", "tqdm"}
             assert not foreign, f"{path} imports {foreign}"
+
+
+ROOMS = ("functional", "layers", "coupling", "networks")  # each may import from those before it
+
+
+def test_rooms_import_one_way():
+    for path in PACKAGES["integral_nn"].glob("*/*.py"):
+        allowed = ROOMS[: ROOMS.index(path.parent.name) + 1]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("integral_nn"):
+                _, _, inside = node.module.partition(".")
+                assert inside.partition(".")[0] in allowed, f"{path}:{node.lineno} imports {node.module}"
 
 
 def test_kernels_know_neither_autograd_nor_modules():

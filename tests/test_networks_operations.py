@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import integral_nn as inn
-from integral_nn.prove import Probe
+from integral_nn.coupling.proof import Probe
 
 torch.set_num_threads(1)
 

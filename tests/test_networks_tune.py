@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import integral_nn as inn
-from integral_nn.permute import apply_orders, axis_features, reorder, shortest_path, total_variation
+from integral_nn.networks.permute import apply_orders, axis_features, reorder, shortest_path, total_variation
 from networks_zoo import ZOO, build
 
 torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 import integral_nn as inn
-from integral_nn.sampled import Sampled
+from integral_nn.layers.sampled import Sampled
 
 
 class Net(nn.Module):

@@ -14,7 +14,7 @@ import common
 import integral_nn as inn
 from common import rand
 from inn_kernels import ops
-from integral_nn import step
+from integral_nn.functional import linear_step as step
 
 pytestmark = pytest.mark.skipif(ops.compiled_missing is not None, reason="the compiled kernels are not there")
 

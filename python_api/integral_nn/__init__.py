@@ -6,28 +6,23 @@ from inn_kernels.quadrature import (
     partition_from_deltas,
     uniform_partition,
 )
-from integral_nn.axes import AxisSet
-from integral_nn.axis import Axis
-from integral_nn.capacity import capacity, spectrum
-from integral_nn.conv import (
-    IntegralConv1d,
-    IntegralConv2d,
-    IntegralConv3d,
-    integral_conv1d,
-    integral_conv2d,
-    integral_conv3d,
-)
-from integral_nn.convert import Report, convert
-from integral_nn.count import Count, count
-from integral_nn.discretize import discretize
-from integral_nn.integrate import integrate, quadrature_weights
-from integral_nn.linear import IntegralLinear, integral_linear
-from integral_nn.network import IntegralNetwork
-from integral_nn.norms import recalibrate
-from integral_nn.search import find_axes
-from integral_nn.snapshots import Snapshots
-from integral_nn.symbolic import ConversionError
-from integral_nn.tune import compressed_sizes, curvature_partition, tune_partitions
+from integral_nn.coupling.axis_set import AxisSet
+from integral_nn.coupling.search import find_axes
+from integral_nn.coupling.symbolic import ConversionError
+from integral_nn.functional.conv import integral_conv1d, integral_conv2d, integral_conv3d
+from integral_nn.functional.discretize import discretize
+from integral_nn.functional.integrate import integrate, quadrature_weights
+from integral_nn.functional.linear import integral_linear
+from integral_nn.layers.axis import Axis
+from integral_nn.layers.conv import IntegralConv1d, IntegralConv2d, IntegralConv3d
+from integral_nn.layers.linear import IntegralLinear
+from integral_nn.networks.capacity import capacity, spectrum
+from integral_nn.networks.convert import Report, convert
+from integral_nn.networks.count import Count, count
+from integral_nn.networks.network import IntegralNetwork
+from integral_nn.networks.norms import recalibrate
+from integral_nn.networks.snapshots import Snapshots
+from integral_nn.networks.tune import compressed_sizes, curvature_partition, tune_partitions
 
 __all__ = [
     "Axis",

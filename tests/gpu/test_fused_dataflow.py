@@ -9,7 +9,7 @@ import integral_nn as inn
 from inn_kernels import gpu, ops
 from inn_kernels.gpu.launch import INTERPRETED
 from inn_kernels.taps import taps_for
-from integral_nn import fused
+from integral_nn.functional import fused
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 FUSED = ("linear", "linear_backward", "conv", "conv_input_gradient", "conv_node_gradient")

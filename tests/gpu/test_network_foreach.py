@@ -13,7 +13,7 @@ import integral_nn as inn
 from inn_kernels import dispatch
 from inn_kernels.gpu import foreach as launcher
 from inn_kernels.gpu.launch import INTERPRETED
-from integral_nn import foreach
+from integral_nn.functional import foreach
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 Shared = Callable[[bool], None]

@@ -12,8 +12,8 @@ import math
 
 import sympy
 
-from integral_nn.layout import Layout, Segment
-from integral_nn.symbolic import Sizes
+from integral_nn.coupling.symbolic import Sizes
+from integral_nn.layers.channels import Layout, Segment
 
 
 class Meanings:

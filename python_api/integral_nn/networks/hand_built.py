@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from integral_nn.axes import AxisSet, AxisSpec, Discrete
-from integral_nn.axis import Axis
-from integral_nn.layer import IntegralLayer
-from integral_nn.layout import Layout, Segment, Tie
+from integral_nn.coupling.axis_set import AxisSet, AxisSpec, Discrete
+from integral_nn.layers.axis import Axis
+from integral_nn.layers.base import IntegralLayer
+from integral_nn.layers.channels import Layout, Segment, Tie
 
 
 def axes_of_layers(net: nn.Module) -> tuple[AxisSet, dict[str, Axis]]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from integral_nn.network import IntegralNetwork
+from integral_nn.networks.network import IntegralNetwork
 
 
 class Snapshots:

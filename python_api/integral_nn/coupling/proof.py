@@ -17,9 +17,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from integral_nn.layout import Layout, Tie
-from integral_nn.sizes import shapes_of, update_sizes
-from integral_nn.symbolic import ConversionError, call, cast
+from integral_nn.coupling.symbolic import ConversionError, call, cast
+from integral_nn.layers.channels import Layout, Tie
+from integral_nn.layers.module_sizes import shapes_of, update_sizes
 
 OutputTie = tuple[int, int, Layout]
 """An output's index, its dimension, and the axes along it."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from inn_kernels import dispatch
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Basis, Partition, Taps, accumulate_dtype, check_basis, taps_for
-from integral_nn._checks import FLOATS
+from integral_nn.functional.checks import FLOATS
 
 
 def check_floating(value: object, name: str) -> None:

@@ -22,8 +22,8 @@ from torch.autograd import Function
 from inn_kernels import dispatch, ops, reference
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Basis, Partition, Taps
-from integral_nn import _arguments as arguments
-from integral_nn.interpolate import apply, interpolate
+from integral_nn.functional import arguments
+from integral_nn.functional.interpolate import apply, interpolate
 
 
 class Discretize(Function):

@@ -22,18 +22,18 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from inn_kernels import reference
 from inn_kernels.taps import Basis, check_basis
-from integral_nn import _checks as checks
-from integral_nn.axes import AxisSet
-from integral_nn.axis import Axis
-from integral_nn.layout import Tie
-from integral_nn.network import IntegralNetwork
-from integral_nn.norms import fold_norms
-from integral_nn.permute import Reordering, apply_orders, reorder_axes
-from integral_nn.prove import fast_paths_off
-from integral_nn.rule import Rule
-from integral_nn.sampled import sample_from_nodes
-from integral_nn.search import check_network, find_axes
-from integral_nn.symbolic import ConversionError, call
+from integral_nn.coupling.axis_set import AxisSet
+from integral_nn.coupling.proof import fast_paths_off
+from integral_nn.coupling.search import check_network, find_axes
+from integral_nn.coupling.symbolic import ConversionError, call
+from integral_nn.functional import checks
+from integral_nn.layers.axis import Axis
+from integral_nn.layers.channels import Tie
+from integral_nn.layers.rule import Rule
+from integral_nn.layers.sampled import sample_from_nodes
+from integral_nn.networks.network import IntegralNetwork
+from integral_nn.networks.norms import fold_norms
+from integral_nn.networks.permute import Reordering, apply_orders, reorder_axes
 
 _EXACT = ("trapezoid", "midpoint")
 

@@ -22,8 +22,8 @@ from torch.autograd import Function
 
 from inn_kernels import ops
 from inn_kernels.taps import Taps
-from integral_nn.discretize import sample
-from integral_nn.interpolate import interpolate, kernels, spread
+from integral_nn.functional.discretize import sample
+from integral_nn.functional.interpolate import interpolate, kernels, spread
 
 _FRESH = 32 << 20  # bytes from which glibc's allocator takes fresh pages from the system every time
 

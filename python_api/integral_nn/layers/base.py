@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from inn_kernels import dispatch
 from inn_kernels.taps import Taps
-from integral_nn import _arguments as arguments
-from integral_nn import _checks as checks
-from integral_nn.axis import Axis
-from integral_nn.layout import Layout, Segment, Tie
-from integral_nn.rule import Rule, Sizes
-from integral_nn.sampled import Sampled, sampled_property
+from integral_nn.functional import arguments, checks
+from integral_nn.layers.axis import Axis
+from integral_nn.layers.channels import Layout, Segment, Tie
+from integral_nn.layers.rule import Rule, Sizes
+from integral_nn.layers.sampled import Sampled, sampled_property
 
 Dimension = Union[Axis, int]
 

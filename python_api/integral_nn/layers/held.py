@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from inn_kernels.taps import Basis, Taps, taps_for
-from integral_nn import _arguments as arguments
-from integral_nn.foreach import discretize_foreach, make_plan
-from integral_nn.interpolate import interpolate
-from integral_nn.rule import Rule, Sizes, log
+from integral_nn.functional import arguments
+from integral_nn.functional.foreach import discretize_foreach, make_plan
+from integral_nn.functional.interpolate import interpolate
+from integral_nn.layers.rule import Rule, Sizes, log
 
 NODES = "_nodes"
 """What the name of a parameter or buffer that holds nodes ends with."""

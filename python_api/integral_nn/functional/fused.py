@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from inn_kernels import gpu, ops
 from inn_kernels.taps import Taps
-from integral_nn.interpolate import apply, interpolate, kernels, spread
+from integral_nn.functional.interpolate import apply, interpolate, kernels, spread
 
 
 class Linear(Function):

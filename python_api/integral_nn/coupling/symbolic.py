@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils._sympy.functions import FloorDiv, Mod
 
-from integral_nn.sizes import update_sizes
+from integral_nn.layers.module_sizes import update_sizes
 
 Place = tuple[str, int]
 """A dimension of a parameter or buffer: its name and the dimension's index."""

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inn_kernels import transforms
-from integral_nn import _checks as checks
-from integral_nn.axes import AxisSet
-from integral_nn.axis import Axis
-from integral_nn.hand_built import axes_of_layers
-from integral_nn.held import CALIBRATED, NODES, held, sample_modules
-from integral_nn.layer import IntegralLayer
-from integral_nn.rule import Sizes
-from integral_nn.sampled import Sampled, SampledNorm, ordinary, shape_of
-from integral_nn.sizes import update_sizes
+from integral_nn.coupling.axis_set import AxisSet
+from integral_nn.functional import checks
+from integral_nn.layers.axis import Axis
+from integral_nn.layers.base import IntegralLayer
+from integral_nn.layers.held import CALIBRATED, NODES, held, sample_modules
+from integral_nn.layers.module_sizes import update_sizes
+from integral_nn.layers.rule import Sizes
+from integral_nn.layers.sampled import Sampled, SampledNorm, ordinary, shape_of
+from integral_nn.networks.hand_built import axes_of_layers
 
 Size = Union[float, Mapping[str, Union[int, float]]]
 

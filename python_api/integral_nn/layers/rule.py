@@ -10,11 +10,11 @@ from torch import Tensor
 
 from inn_kernels import dispatch
 from inn_kernels.taps import Taps
-from integral_nn import _arguments as arguments
-from integral_nn.axis import Axis
-from integral_nn.discretize import sample
-from integral_nn.interpolate import interpolate
-from integral_nn.layout import Tie
+from integral_nn.functional import arguments
+from integral_nn.functional.discretize import sample
+from integral_nn.functional.interpolate import interpolate
+from integral_nn.layers.axis import Axis
+from integral_nn.layers.channels import Tie
 
 Sizes = Union[Mapping[Axis, int], None]
 """Sizes of axes, where they are not the current ones."""

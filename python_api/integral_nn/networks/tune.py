@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from integral_nn import _checks as checks
-from integral_nn.axis import Axis
-from integral_nn.network import IntegralNetwork
-from integral_nn.permute import axis_features
+from integral_nn.functional import checks
+from integral_nn.layers.axis import Axis
+from integral_nn.networks.network import IntegralNetwork
+from integral_nn.networks.permute import axis_features
 
 _EXTRAS = ("biases", "norms")
 

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from inn_kernels import quadrature as rules
 from inn_kernels.taps import Basis, Taps, check_basis, check_partition, make_taps, taps_for
-from integral_nn import _checks as checks
-from integral_nn import replaced
-from integral_nn._arguments import check_scale
+from integral_nn.functional import checks
+from integral_nn.functional.arguments import check_scale
+from integral_nn.layers import replaced
 
 
 class Axis(nn.Module):

@@ -21,14 +21,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from integral_nn import _checks as checks
-from integral_nn.axes import AxisSet, AxisSpec, Discrete
-from integral_nn.axis import Axis
-from integral_nn.layout import Layout, Tie
-from integral_nn.meanings import Meanings, readable
-from integral_nn.prove import OutputTie, Probe, fast_paths_off
-from integral_nn.sizes import depthwise
-from integral_nn.symbolic import Place, Sizes, trace_sizes
+from integral_nn.coupling.axis_set import AxisSet, AxisSpec, Discrete
+from integral_nn.coupling.proof import OutputTie, Probe, fast_paths_off
+from integral_nn.coupling.readings import Meanings, readable
+from integral_nn.coupling.symbolic import Place, Sizes, trace_sizes
+from integral_nn.functional import checks
+from integral_nn.layers.axis import Axis
+from integral_nn.layers.channels import Layout, Tie
+from integral_nn.layers.module_sizes import depthwise
 
 _MOST_HYPOTHESES = 128
 

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from integral_nn.axis import Axis
-from integral_nn.held import CALIBRATED, NODES, STATISTICS, dtype_of, found, held, holds
-from integral_nn.rule import Rule, Sizes
-from integral_nn.sizes import size_properties
+from integral_nn.layers.axis import Axis
+from integral_nn.layers.held import CALIBRATED, NODES, STATISTICS, dtype_of, found, held, holds
+from integral_nn.layers.module_sizes import size_properties
+from integral_nn.layers.rule import Rule, Sizes
 
 
 class Sampled(nn.Module):

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from integral_nn import _checks as checks
-from integral_nn.network import IntegralNetwork
-from integral_nn.permute import axis_features
+from integral_nn.functional import checks
+from integral_nn.networks.network import IntegralNetwork
+from integral_nn.networks.permute import axis_features
 
 
 def spectrum(model: IntegralNetwork, axis: str) -> Tensor:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from integral_nn.axes import AxisSet
-from integral_nn.layout import Tie
+from integral_nn.coupling.axis_set import AxisSet
+from integral_nn.layers.channels import Tie
 
 _EXACT_DISTANCE_OPERATIONS = 1.5e9
 _LARGEST_DISTANCE = 60000  # the solver's distances are 16 bits wide

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from inn_kernels.taps import Taps
-from integral_nn import _arguments as arguments
-from integral_nn.interpolate import kernels
+from integral_nn.functional import arguments
+from integral_nn.functional.interpolate import kernels
 
 Along = Sequence[Union[Taps, None]]
 """Taps of the first and (where there is one) the second dimension, None for a discrete one."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from integral_nn import _checks as checks
-from integral_nn.layout import Tie
-from integral_nn.prove import OutputTie
+from integral_nn.coupling.proof import OutputTie
+from integral_nn.functional import checks
+from integral_nn.layers.channels import Tie
 
 
 @dataclass(frozen=True)

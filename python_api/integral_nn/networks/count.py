@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from inn_kernels import flops  # noqa: F401 (what the counter makes of this package's operations)
-from integral_nn import _checks as checks
-from integral_nn.network import IntegralNetwork
+from integral_nn.functional import checks
+from integral_nn.networks.network import IntegralNetwork
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Which dimensions of a network must resize together: read off its shapes, and proved."""

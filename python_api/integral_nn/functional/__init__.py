@@ -1,0 +1,1 @@
+"""The operator as functions: autograd, dataflows, checks. Tensors in, tensors out."""

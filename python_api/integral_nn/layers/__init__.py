@@ -1,0 +1,1 @@
+"""Axes, the sampled weight, and layers built of both."""

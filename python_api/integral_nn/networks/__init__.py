@@ -1,0 +1,1 @@
+"""Whole networks: converted or built by hand, resized, tuned, discretized, served."""
