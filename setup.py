@@ -95,7 +95,9 @@ def extensions():
     return [
         Extension(
             "inn_kernels._C",
-            sources=sorted(glob("csrc/**/*.cpp", recursive=True), reverse=True),  # the kernels, which take longest, do not come last
+            sources=sorted(
+                glob("csrc/**/*.cpp", recursive=True), reverse=True
+            ),  # the kernels, which take longest, do not come last
             depends=sorted(glob("csrc/**/*.h", recursive=True)),
             define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000"), ("Py_LIMITED_API", "0x030a0000")],
             extra_compile_args=flags,

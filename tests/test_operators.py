@@ -33,6 +33,15 @@ GOOD = {
     "interpolate": {"x": zeros(3, M), "start": OUT[0], "weight": OUT[1], "dim": 1, "dtype": torch.float32},
     "spread": {"x": zeros(3, K), "start": OUT[0], "weight": OUT[1], "nodes": M, "dim": 1, "dtype": torch.float32},
     "interpolate_tap_gradient": {"x": zeros(3, M), "grad": zeros(3, K), "start": OUT[0], "dim": 1},
+    "weight_gradient": {"grad": zeros(3, K), "x": zeros(3, L)},
+    "discretize_foreach": {
+        "nodes": [zeros(M, N), zeros(M), zeros(4, N)], "start": [OUT[0], IN[0]], "weight": [OUT[1], IN[1]],
+        "out": [0, 0, -1], "in_": [1, -1, 1], "dtype": torch.float32,
+    },
+    "discretize_foreach_adjoint": {
+        "grads": [zeros(K, L), zeros(K), zeros(4, L)], "start": [OUT[0], IN[0]], "weight": [OUT[1], IN[1]],
+        "nodes": [M, N], "out": [0, 0, -1], "in_": [1, -1, 1], "dtype": torch.float32,
+    },
     "linear": {"x": zeros(3, L), "nodes": zeros(M, N), "bias": zeros(M), **TAPS},
     "linear_backward": {
         "grad": zeros(3, K), "x": zeros(3, L), "nodes": zeros(M, N), **TAPS,
@@ -55,6 +64,23 @@ def start_of(*values):
 
 # What is wrong, in which argument of which operation, and the words of the refusal.
 BAD = {
+    "weight_gradient": [
+        ({"x": zeros(4, L)}, r"grad and x must have shapes \[B, K\] and \[B, L\], got \[3, "),
+        ({"x": zeros(3, L).double()}, "grad and x must be of one dtype"),
+        ({"grad": zeros(3, K).long()}, "grad must be float32, bfloat16, float16 or float64, got int64"),
+    ],
+    "discretize_foreach": [
+        ({"out": [0, 0]}, "out and in_ must have one position a tensor, got 2 and 3 for 3"),
+        ({"out": [0, 0, 2]}, r"a position of taps must be in \[-1, 2\), got 2"),
+        ({"in_": [1, -1, -1]}, "tensor 2 has no taps"),
+        ({"weight": [OUT[1]]}, "start and weight must be of one length, got 2 and 1"),
+        ({"nodes": [zeros(M), zeros(M), zeros(4, N)]}, r"nodes must have shape \[rows, columns, \*kernel\], got \[7\]"),
+    ],
+    "discretize_foreach_adjoint": [
+        ({"nodes": [M]}, "nodes must have one size for each of the taps, got 1 for 2"),
+        ({"grads": [zeros(K, L + 1), zeros(K), zeros(4, L)]}, "grad must have shape"),
+        ({"in_": [1, -1, -2]}, r"a position of taps must be in \[-1, 2\), got -2"),
+    ],
     "discretize": [
         ({"nodes": zeros(M, N).long()}, "nodes must be float32, bfloat16, float16 or float64, got int64"),
         ({"nodes": zeros(M)}, r"nodes must have shape \[rows, columns, \*kernel\], got \[7\]"),
