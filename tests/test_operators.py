@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 from inn_kernels import ops
 
@@ -207,10 +208,10 @@ def test_bad_arguments_are_refused(name, changes, message, call):
 @pytest.mark.parametrize("name, changes, message", listed(BAD))
 def test_bad_arguments_are_refused_while_tracing(name, changes, message):
     arguments = {**GOOD[name], **changes}.values()
-    on_meta = [value.to("meta") if isinstance(value, torch.Tensor) else value for value in arguments]
+    on_meta = tree_map_only(torch.Tensor, lambda value: value.to("meta"), list(arguments))
     refused(getattr(ops, name), on_meta, message)
     with FakeTensorMode() as mode:
-        fake = [mode.from_tensor(value) if isinstance(value, torch.Tensor) else value for value in arguments]
+        fake = tree_map_only(torch.Tensor, mode.from_tensor, list(arguments))
         refused(getattr(ops, name), fake, message)
 
 
