@@ -107,6 +107,7 @@ def calls(w):
         "IntegralNetwork.resample": (w.model.resample, {"generator": w.generator}),
         "IntegralNetwork": (inn.IntegralNetwork, {"net": w.layers["IntegralLinear"]}),
         "IntegralNetwork.discretize": (w.model.discretize, {"size": {"conv": 6}}),
+        "IntegralNetwork.load_discrete": (w.model.load_discrete, {"state_dict": w.net.state_dict()}),
         "IntegralNetwork.at": (w.model.at, {"size": 0.5}),
         "Snapshots": (inn.Snapshots, {"model": w.model, "max_bytes": 100}),
         "Snapshots.at": (inn.Snapshots(w.model).at, {"size": 0.5}),
@@ -264,6 +265,9 @@ BAD = {
                         "found": {TypeError: [3, "x"]}, "axes": {TypeError: [3, "x"]}},
     "IntegralNetwork.shapes": {"sizes": SIZES},
     "IntegralNetwork.discretize": {"size": SIZES},
+    "IntegralNetwork.load_discrete": {"state_dict": {TypeError: [3, None], ValueError: [
+        {}, Late(lambda w: {**w.net.state_dict(), "other": torch.ones(1)}),
+        Late(lambda w: {**w.net.state_dict(), "head.bias": torch.ones(3)})]}},
     "IntegralNetwork.at": {"size": {**SIZES, TypeError: [*SIZES[TypeError], None]}},
     "Snapshots": {"model": {TypeError: [3, None, Late(lambda w: w.net)]},
                   "max_bytes": {TypeError: ["x", None, 0.5], ValueError: [-1]}},

@@ -16,6 +16,7 @@ from inn_kernels.taps import Basis, Taps, check_basis, check_partition, make_tap
 from integral_nn.functional import checks
 from integral_nn.functional.arguments import check_scale
 from integral_nn.layers import replaced
+from integral_nn.layers.points import deltas_from, resized, stretched
 
 
 class Axis(nn.Module):
@@ -156,7 +157,7 @@ class Axis(nn.Module):
             points = partition.detach()
         if points.shape[0] < 2:
             raise ValueError(f"partition of a trainable axis must have at least 2 points, got {points.shape[0]}")
-        delta = _deltas_from(points.double(), self.quadrature).to(torch.get_default_dtype())
+        delta = deltas_from(points.double(), self.quadrature).to(torch.get_default_dtype())
         self._set(points.shape[0], nn.Parameter(delta))
 
     def make_uniform(self) -> None:
@@ -175,7 +176,7 @@ class Axis(nn.Module):
         delta = self.delta.double()
         self._check_delta(delta.detach())
         if size != self.size:
-            delta = _resized(delta, size, self.quadrature)
+            delta = resized(delta, size, self.quadrature)
         if self.quadrature == "midpoint":  # deltas are the cells, points their centres
             cells = delta.square() / delta.square().sum()
             return torch.cumsum(cells, 0) - cells / 2
@@ -204,7 +205,7 @@ class Axis(nn.Module):
             if size is not None:
                 self._check_size(size)
         if self.delta is None:
-            table = self._fixed_taps(self.size if size is None else size, *key)
+            table = self.fixed_taps(self.size if size is None else size, *key)
             if size is None and not torch.compiler.is_compiling():
                 self._keep({**self._tables, key: table})
             return table
@@ -230,9 +231,10 @@ class Axis(nn.Module):
                 _mark_dynamic(copied.start, copied.weight)
                 self._traced[" ".join(map(str, key))] = copied
 
-    def _fixed_taps(
-        self, size: int, weighted: bool, scale: float, dtype: torch.dtype, device: torch.device | None
+    def fixed_taps(
+        self, size: int, weighted: bool, scale: float, dtype: torch.dtype, device: torch.device | None = None
     ) -> Taps:
+        """Taps of so many of the points that the quadrature wants, whatever the axis's own."""
         return taps_for(
             size,
             self.nodes,
@@ -305,11 +307,11 @@ class Axis(nn.Module):
             self._set(size)
             return
         with torch.no_grad():
-            delta = _resized(old.double(), size, self.quadrature).to(old)
+            delta = resized(old.double(), size, self.quadrature).to(old)
             new = nn.Parameter(delta, old.requires_grad)
             self._set(size, new)
             if optimizer is not None:
-                replaced.move_state(optimizer, old, new, lambda t: _stretched(t, size, self.quadrature))
+                replaced.move_state(optimizer, old, new, lambda t: stretched(t, size, self.quadrature))
 
     def _set(self, size: int, delta: nn.Parameter | None = None) -> None:
         """Take up a size and its deltas, if any. Nothing of it is written in place: `_state` undoes it."""
@@ -321,7 +323,7 @@ class Axis(nn.Module):
         if "torch._dynamo" in sys.modules:
             _mark_dynamic(self._extent)
         # Made ahead for whoever asked before: a compiled call finds its tables, of another shape.
-        self._keep({key: self._fixed_taps(size, *key) for key in self._tables} if delta is None else {})
+        self._keep({key: self.fixed_taps(size, *key) for key in self._tables} if delta is None else {})
 
     def _state(self) -> tuple[int, nn.Parameter | None]:
         return self.size, self.delta
@@ -375,36 +377,3 @@ def _mark_dynamic(*tensors: Tensor) -> None:
     """Let a compiler take the number of points for a symbol of its own: that two sizes are equal is no rule."""
     for tensor in tensors:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
-
-
-def _deltas_from(points: Tensor, quadrature: str) -> Tensor:
-    """Deltas whose partition is `points`. Shape [K]."""
-    if quadrature != "midpoint":
-        return _deltas(points.diff(), quadrature)
-    edges = torch.cat([points.new_zeros(1), (points[1:] + points[:-1]) / 2, points.new_ones(1)])
-    return _deltas(edges.diff(), quadrature)
-
-
-def _deltas(gaps: Tensor, quadrature: str) -> Tensor:
-    """Deltas [K] of the gaps between points (K - 1) or, midpoint, of the cells (K); their mean square is 1."""
-    delta = gaps.clamp(min=1e-12).sqrt()
-    if quadrature != "midpoint":
-        delta = torch.cat([delta.new_zeros(1), delta])
-    return delta / delta.square().mean().sqrt()
-
-
-def _resized(delta: Tensor, size: int, quadrature: str) -> Tensor:
-    """Deltas of `size` points: the points (midpoint: the cells' edges), as a function of k, linearly interpolated."""
-    gaps = delta if quadrature == "midpoint" else delta[1:]
-    ends = torch.nn.functional.pad(torch.cumsum(gaps.square(), 0), (1, 0))
-    count = size + 1 if quadrature == "midpoint" else size
-    place = torch.linspace(0, ends.shape[0] - 1, count, dtype=ends.dtype, device=ends.device)
-    left = place.floor().clamp(max=ends.shape[0] - 2).long()
-    return _deltas(torch.lerp(ends[left], ends[left + 1], place - left).diff() / ends[-1], quadrature)
-
-
-def _stretched(moment: Tensor, size: int, quadrature: str) -> Tensor:
-    """Something known of each delta, linearly interpolated to `size` of them; what is not negative stays so."""
-    first = 0 if quadrature == "midpoint" else 1  # the delta that is no gap
-    rest = torch.nn.functional.interpolate(moment[None, None, first:], size - first, mode="linear")[0, 0]
-    return torch.cat([moment[:first], rest])

@@ -1,10 +1,6 @@
 """Turn any network into an integral one with the same outputs.
 
-    fold batch norms -> find axes -> reorder channels -> nodes from weights -> compare outputs
-
-Nodes are the weights divided by the quadrature they will be multiplied with, so that at full size every sampled
-weight is the old one: the end nodes of a trapezoid are doubled, those of the midpoint rule unchanged. With more or
-fewer nodes than channels, they are the least-squares solution of  S_out nodes (S_in diag q)^T = weight.
+fold batch norms -> find axes -> reorder channels -> nodes from weights -> compare outputs
 """
 
 from __future__ import annotations
@@ -20,7 +16,6 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from inn_kernels import reference
 from inn_kernels.taps import Basis, check_basis
 from integral_nn.coupling.axis_set import AxisSet
 from integral_nn.coupling.proof import fast_paths_off
@@ -32,6 +27,7 @@ from integral_nn.layers.channels import Tie
 from integral_nn.layers.rule import Rule
 from integral_nn.layers.sampled import sample_from_nodes
 from integral_nn.networks.network import IntegralNetwork
+from integral_nn.networks.nodes import nodes_from
 from integral_nn.networks.norms import fold_norms
 from integral_nn.networks.permute import Reordering, apply_orders, reorder_axes
 
@@ -162,13 +158,9 @@ def convert(
     tensors = apply_orders(tensors, found, orders)
     axes, scales = _make_axes(found, nodes, quadrature, size_range, multiple_of, a, boundary)
     exact = all(axes[name].nodes == spec.nodes for name, spec in found.specs.items())
-    for name, old in [*plain.named_parameters(), *plain.named_buffers()]:
-        ties = [tie for tie in found.ties if tie.tensor == name]
-        if ties:
-            old.data = _nodes(tensors[name], ties, axes, scales, exact)
     if not exact:
         found = _with_nodes(found, axes)
-    _sample_all(plain, found, axes, scales)
+    _sample_all(plain, tensors, found, axes, scales)
     model = IntegralNetwork(plain, found, axes)
     error = _output_error(net, model, inputs, found, orders if continuous_inputs or continuous_outputs else {})
     if exact and not error <= tolerance:
@@ -272,60 +264,29 @@ def _make_axes(
     return axes, scales
 
 
-def _nodes(weight: Tensor, ties: list[Tie], axes: dict[str, Axis], scales: dict[str, float], exact: bool) -> Tensor:
-    """Nodes whose sample at full size is `weight`, or the nearest to it."""
-    dtype, nodes = weight.dtype, weight.double()
-    for tie in ties:
-        if exact:
-            if not tie.integrated:
-                continue
-            weights = {}
-            for name in tie.axes:
-                taps = axes[name].taps(weighted=True, scale=scales[name], dtype=torch.float64)
-                weights[name] = taps.weight.sum(1)
-            factors = tie.layout.spread(weights).to(nodes.device)
-            nodes = nodes / factors.view([-1] + [1] * (nodes.dim() - tie.dim - 1))
-        else:
-
-            def fit(piece: Tensor, dim: int, name: str, tie: Tie = tie) -> Tensor:
-                return _least_squares(piece, dim, axes[name], scales[name] if tie.integrated else None)
-
-            nodes = tie.layout.sample(nodes, tie.dim, fit)
-    return nodes.to(dtype)
-
-
-def _sample_all(net: nn.Module, found: AxisSet, axes: Mapping[str, Axis], scales: Mapping[str, float]) -> None:
-    """Let every module sample those of its tensors that run along an axis; ties between modules stay."""
+def _sample_all(
+    net: nn.Module,
+    tensors: Mapping[str, Tensor],
+    found: AxisSet,
+    axes: Mapping[str, Axis],
+    scales: Mapping[str, float],
+) -> None:
+    """Let every module sample those of its tensors that run along an axis, from nodes made of `tensors`."""
     ties: dict[str, list[Tie]] = {}
     for tie in found.ties:
         ties.setdefault(tie.tensor, []).append(tie)
-    named = [*net.named_parameters(), *net.named_buffers()]  # a tensor of several modules under its first name
-    rules = {
-        id(tensor): Rule(ties[name], axes, scales, geometric=name.rpartition(".")[2] == "running_var")
-        for name, tensor in named
-        if name in ties
-    }
+    channels = {name: spec.nodes for name, spec in found.specs.items()}
+    rules: dict[int, Rule] = {}
+    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:  # one of several modules: its first name
+        if name in ties:
+            rule = Rule(ties[name], axes, scales, geometric=name.rpartition(".")[2] == "running_var")
+            tensor.data = nodes_from(tensors[name], rule, channels)
+            rules[id(tensor)] = rule
     for module in list(net.modules()):
-        tensors = {**module._parameters, **module._buffers}
-        own = {leaf: rules[id(tensor)] for leaf, tensor in tensors.items() if id(tensor) in rules}
+        there = {**module._parameters, **module._buffers}
+        own = {leaf: rules[id(tensor)] for leaf, tensor in there.items() if id(tensor) in rules}
         if own:
             sample_from_nodes(module, own)
-
-
-def _least_squares(values: Tensor, dim: int, axis: Axis, scale: float | None) -> Tensor:
-    """Nodes along `dim` whose sample is nearest to `values`; of those, the nearest to a plain interpolation."""
-    taps = axis.taps(weighted=scale is not None, scale=scale or 1.0, dtype=torch.float64)
-    eye = torch.eye(axis.nodes, dtype=torch.float64)
-    matrix = reference.interpolate(eye, taps.start, taps.weight, 0, torch.float64)  # [K, M]
-    channels = values.movedim(dim, 0)
-    flat = channels.reshape(channels.shape[0], -1)
-    weights = taps.weight.sum(1, keepdim=True).to(flat)
-    start = torch.nn.functional.interpolate(
-        (flat / weights).T[None], axis.nodes, mode="linear", align_corners=axis.quadrature != "midpoint"
-    )[0].T
-    matrix = matrix.to(flat)
-    nodes = start + torch.linalg.pinv(matrix) @ (flat - matrix @ start)
-    return nodes.reshape(axis.nodes, *channels.shape[1:]).movedim(0, dim)
 
 
 def _with_nodes(found: AxisSet, axes: dict[str, Axis]) -> AxisSet:

@@ -276,6 +276,27 @@ class IntegralNetwork(nn.Module):
 
     # state -------------------------------------------------------------------------------------------------------
 
+    def load_discrete(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load a checkpoint of the ordinary network at full width: nodes are made of its weights.
+
+        Raises:
+            TypeError: not a mapping.
+            ValueError: names and shapes that do not fit, all of them; the model is as it was.
+
+        >>> import torch, integral_nn as inn
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+        >>> model = inn.convert(net, torch.zeros(1, 4))
+        >>> torch.nn.init.ones_(net[0].weight).shape  # trained on, say
+        torch.Size([32, 4])
+        >>> model.load_discrete(net.state_dict())
+        >>> bool(torch.allclose(model(torch.ones(1, 4)), net(torch.ones(1, 4)), atol=1e-5))
+        True
+        """
+        from integral_nn.networks.nodes import load_discrete
+
+        checks.check_instance(state_dict, Mapping, "state_dict")
+        load_discrete(self, state_dict)
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As that of any module; axes take the sizes and points they load. A load that fails changes nothing.
 

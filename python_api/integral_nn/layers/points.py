@@ -1,0 +1,39 @@
+"""Trainable points: deltas whose partition they are, and the same at another number of points (paper, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def deltas_from(points: Tensor, quadrature: str) -> Tensor:
+    """Deltas whose partition is `points`. Shape [K]."""
+    if quadrature != "midpoint":
+        return _deltas(points.diff(), quadrature)
+    edges = torch.cat([points.new_zeros(1), (points[1:] + points[:-1]) / 2, points.new_ones(1)])
+    return _deltas(edges.diff(), quadrature)
+
+
+def _deltas(gaps: Tensor, quadrature: str) -> Tensor:
+    """Deltas [K] of the gaps between points (K - 1) or, midpoint, of the cells (K); their mean square is 1."""
+    delta = gaps.clamp(min=1e-12).sqrt()
+    if quadrature != "midpoint":
+        delta = torch.cat([delta.new_zeros(1), delta])
+    return delta / delta.square().mean().sqrt()
+
+
+def resized(delta: Tensor, size: int, quadrature: str) -> Tensor:
+    """Deltas of `size` points: the points (midpoint: the cells' edges), as a function of k, linearly interpolated."""
+    gaps = delta if quadrature == "midpoint" else delta[1:]
+    ends = torch.nn.functional.pad(torch.cumsum(gaps.square(), 0), (1, 0))
+    count = size + 1 if quadrature == "midpoint" else size
+    place = torch.linspace(0, ends.shape[0] - 1, count, dtype=ends.dtype, device=ends.device)
+    left = place.floor().clamp(max=ends.shape[0] - 2).long()
+    return _deltas(torch.lerp(ends[left], ends[left + 1], place - left).diff() / ends[-1], quadrature)
+
+
+def stretched(moment: Tensor, size: int, quadrature: str) -> Tensor:
+    """Something known of each delta, linearly interpolated to `size` of them; what is not negative stays so."""
+    first = 0 if quadrature == "midpoint" else 1  # the delta that is no gap
+    rest = torch.nn.functional.interpolate(moment[None, None, first:], size - first, mode="linear")[0, 0]
+    return torch.cat([moment[:first], rest])
