@@ -14,15 +14,16 @@ from torch import Tensor
 
 import common
 import fuzzing
-from fuzzing import Call
+import programs
 from oracle import Definition
+from programs import Call
 
 PARTITIONS = ("out_partition", "in_partition")
 
 
 def run(call: Call) -> dict[str, Any]:
     """The program's names once it has run, up to the incoming gradient."""
-    scope = fuzzing.namespace()
+    scope = programs.namespace()
     exec("\n".join(call.lines()), scope)
     scope["memory"] = {name: bytes_of(scope[name]) for name in call.tensors if isinstance(scope[name], Tensor)}
     exec(call.call(), scope)
@@ -81,7 +82,7 @@ def check_accuracy(call: Call, scope: dict[str, Any], found: dict[str, Tensor]) 
 
 def check_call(call: Call) -> None:
     """Values, gradients, the same bits again, nothing written."""
-    with fuzzing.reported(call.program):
+    with programs.reported(call.program):
         scope = run(call)
         found = {"y": scope["y"].detach()}
         if call.trained:
@@ -119,10 +120,10 @@ def check_same_bits(draw: Any) -> None:
         "with two threads": call._replace(threads=2),
         "of contiguous tensors": call._replace(tensors=plain, grad=f"({call.grad}).contiguous()"),
     }
-    with fuzzing.reported(call.program):
+    with programs.reported(call.program):
         first = results(call)
     for how, other in others.items():
-        with fuzzing.reported(other.program):
+        with programs.reported(other.program):
             for name, value in results(other).items():
                 assert common.same_bits(value, first[name]), f"{name} differs {how}"
 

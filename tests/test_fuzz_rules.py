@@ -13,8 +13,9 @@ import common
 import fuzzing
 import integral_nn as inn
 import oracle
+import programs
 from common import DTYPES, QUADRATURES
-from fuzzing import Call
+from programs import Call
 from test_fuzz import results, run
 
 GRAD = fuzzing.GRADS[0]
@@ -47,12 +48,12 @@ def check_weights(draw: Any) -> None:
         expression = f"inn.gauss_legendre_partition({expression}, dtype={draw(fuzzing.dtypes)}).unique()"
     trained = draw(st.sampled_from([("partition",), ()]))
     call = Call("quadrature_weights", {"partition": expression}, {"name": repr(rule)}, trained, GRAD)
-    p = fuzzing.value(expression)
+    p = programs.value(expression)
     assume(len(p) > 1 or rule != "gauss-legendre")  # one weight, 1 wherever its point is: nothing to differentiate
     if not fuzzing.stable(rule, expression):
         return
     exact, floor = oracle.quadrature(rule, p.double()), common.FLOOR[p.dtype]
-    with fuzzing.reported(call.program):
+    with programs.reported(call.program):
         found, grad = results(call), run(call)["grad"].double()
         check_close("y", found["y"], exact.to(p.dtype), exact, oracle.quadrature_size(rule, p.double()), floor)
         if trained:
@@ -81,14 +82,14 @@ def check_integral(draw: Any) -> None:
         "partitions": f"[{', '.join(names)}]",
         "quadrature": repr(rules),
     }
-    floating = [n for n, e in tensors.items() if isinstance(fuzzing.value(e), Tensor)]
+    floating = [n for n, e in tensors.items() if isinstance(programs.value(e), Tensor)]
     call = Call("integrate", tensors, options, tuple(floating), GRAD)
-    made = {name: fuzzing.value(e) for name, e in tensors.items()}
+    made = {name: programs.value(e) for name, e in tensors.items()}
     points = [
         p.double() if isinstance(p := made[name], Tensor) else oracle.points_of(rule, p)
         for name, rule in zip(names, rules)
     ]
-    with fuzzing.reported(call.program):
+    with programs.reported(call.program):
         found, grad = results(call), run(call)["grad"].double()
         leaves = [p.clone().requires_grad_() for p in points]
         c = made["c_0"].double().requires_grad_()
@@ -131,13 +132,13 @@ def check_deltas(draw: Any) -> None:
     """partition_from_deltas: P[k] = sum of delta^2 up to k over the sum of all, delta[0] ignored."""
     n, dtype = draw(st.sampled_from([2, 3, 7, 64, 301])), draw(fuzzing.dtypes)
     call = Call("partition_from_deltas", {"delta": draw(fuzzing.tensor((n,), dtype))}, {}, ("delta",), GRAD)
-    delta = fuzzing.value(call.tensors["delta"])
+    delta = programs.value(call.tensors["delta"])
 
     def formula(delta: Tensor) -> Tensor:
         gaps = torch.cat([torch.zeros_like(delta[:1]), delta[1:] ** 2])
         return gaps.cumsum(0) / gaps.sum()
 
-    with fuzzing.reported(call.program):
+    with programs.reported(call.program):
         found, grad = results(call), run(call)["grad"]
         leaf, exact_leaf = (delta.to(d).clone().requires_grad_() for d in (dtype, torch.float64))
         eager, exact = formula(leaf), formula(exact_leaf)

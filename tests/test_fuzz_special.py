@@ -16,7 +16,8 @@ from torch import Tensor
 
 import fuzzing
 import oracle
-from fuzzing import Call
+import programs
+from programs import Call
 from test_fuzz import PARTITIONS, arguments_of, run
 
 # What an index of each dimension names: a batch row, output point k or node i, input point l or node j.
@@ -112,12 +113,12 @@ def check_spread(reach: Reach, call: Call, name: str, index: tuple[int, ...], fo
 def check_not_finite(draw: Any, backend: str, anywhere: bool = False) -> None:
     """Partitions and weights are refused by name; others reach what their windows touch, or all of an axis."""
     call = draw(fuzzing.calls(backend))
-    floating = tuple(n for n, e in call.tensors.items() if isinstance(fuzzing.value(e), Tensor))
+    floating = tuple(n for n, e in call.tensors.items() if isinstance(programs.value(e), Tensor))
     plain = "spatial_partitions" not in call.options and call.options.get("groups", "1") == "1"
-    taps = call.function == "integral_linear" and fuzzing.value(call.tensors["nodes"]).dim() == 3
+    taps = call.function == "integral_linear" and programs.value(call.tensors["nodes"]).dim() == 3
     assume(plain and not taps)
     call = call._replace(trained=floating)
-    with fuzzing.reported(call.program):
+    with programs.reported(call.program):
         scope = run(call)
         exec(call.backward(), scope)
     assume(scope["y"].numel() > 0)
@@ -127,7 +128,7 @@ def check_not_finite(draw: Any, backend: str, anywhere: bool = False) -> None:
     index = torch.unravel_index(torch.tensor(element), scope[name].shape)
     bad = draw(st.sampled_from(["float('nan')", "float('inf')", "-float('inf')"]))
     call = call.with_value(name, element, bad)
-    with fuzzing.reported(call.program):
+    with programs.reported(call.program):
         if name in (*PARTITIONS, "quadrature"):
             with pytest.raises(ValueError, match=f"{name} must .*finite"):
                 run(call)

@@ -235,6 +235,9 @@ def test_trainable_and_fixed_gauss_legendre_agree():
         rules.weights("gauss-legendre", p.clone().requires_grad_()).detach(), q, rtol=0, atol=1e-13
     )
     assert rules.weights("gauss-legendre", p.float()) == pytest.approx(q, abs=1e-6)
+    beside = p + 1e-9 * torch.arange(9)  # not Legendre's points: their own rule, whether they are trained or not
+    trained = rules.weights("gauss-legendre", beside.clone().requires_grad_()).detach()
+    torch.testing.assert_close(rules.weights("gauss-legendre", beside), trained, rtol=0, atol=1e-14)
 
 
 def test_gauss_legendre_refuses_points_it_cannot_serve():

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fuzzing
+import programs
 from inn_kernels import gpu
 from inn_kernels.gpu.launch import INTERPRETED
 from test_fuzz import check_call
@@ -25,7 +26,7 @@ for name in gpu._FILES:
     library.impl(name, gpu._implementation(name), "CPU")
 gpu.refusal = lambda device, dtype: None if dtype in gpu.STORAGE else f"it takes no {dtype}"
 """
-HEAD = 'import os\nos.environ["TRITON_INTERPRET"] = "1"\n' + fuzzing.HEAD + "from inn_kernels import gpu\n" + SETUP
+HEAD = 'import os\nos.environ["TRITON_INTERPRET"] = "1"\n' + programs.HEAD + "from inn_kernels import gpu\n" + SETUP
 
 
 @pytest.fixture(scope="module", autouse=True)
