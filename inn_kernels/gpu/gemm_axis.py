@@ -87,7 +87,7 @@ def axis_table(start: Tensor, weight: Tensor, nodes: int) -> AxisTable:
         nodes: M.
     """
     points, nt, device = start.shape[0], contributor_class(start.shape[0], nodes), start.device
-    weight = weight.detach().float().contiguous()
+    start, weight = start.contiguous(), weight.detach().float().contiguous()
     first = torch.searchsorted(start, torch.arange(nodes + 1, device=device, dtype=torch.int32), out_int32=True)
     node = torch.arange(-(-nodes // PAD) * PAD, device=device)  # [M']
     # Windows are pushed inside at the ends, where their outer weights are 0: points of weight 0 are not heard.
@@ -138,7 +138,8 @@ def cached_table(start: Tensor, weight: Tensor, nodes: int) -> AxisTable:
             if key not in _tables:
                 while len(_tables) >= _TABLES_KEPT:
                     _tables.pop(next(iter(_tables)))
-                weakref.finalize(weight, _tables.pop, key, None)  # `start` lives as long as its table
+                for tensor in (start, weight):  # another tensor may then have its id
+                    weakref.finalize(tensor, _tables.pop, key, None)
             _tables.setdefault(key, {})[stream] = table
     elif capturing:
         _captured.append(table)
@@ -244,7 +245,9 @@ def split_count(tiles: int, steps: int, device: torch.device) -> int:
 def pad_points(x: Tensor, table: AxisTable) -> Tensor:
     """x [B, L, ...], contiguous, and with points of zeros up to NT where there are fewer: a table always reads NT."""
     missing = table.contributors - x.shape[1]
-    return torch.nn.functional.pad(x, [0, 0] * (x.dim() - 2) + [0, missing]) if missing > 0 else x.contiguous()
+    if missing > 0:  # keeps channels_last
+        x = torch.nn.functional.pad(x, [0, 0] * (x.dim() - 2) + [0, missing])
+    return x.contiguous()
 
 
 def fp32_precision() -> str:

@@ -125,6 +125,17 @@ def test_programs_share_a_tile() -> None:
     assert all(not space.ticket.any() for space in gemm_axis._workspaces.values())
 
 
+def test_a_table_goes_with_either_of_its_taps() -> None:
+    """Tables are found by the identity of two tensors, which a later one may have."""
+    taps = taps_of(points(9, False), 7, True)
+    kept = len(gemm_axis._tables)
+    start = taps.start.repeat_interleave(2)[::2]
+    table = gemm_axis.cached_table(start, taps.weight, 7)
+    assert gemm_axis.cached_table(start, taps.weight, 7) is table and len(gemm_axis._tables) == kept + 1
+    del start
+    assert len(gemm_axis._tables) == kept
+
+
 def test_rows_do_not_see_each_other() -> None:
     layer, dy = make("clustered")
     layer.x[1, 5], dy[2, 7] = float("inf"), float("nan")
