@@ -24,8 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.discretize import IN_TAPS, OUT_TAPS
-from inn_kernels.gpu.launch import ALL_TARGETS, ONE_TARGET, Config, KernelSpec, empty_like_layout, guard, with_constants
-from inn_kernels.gpu.tiles import (
+from inn_kernels.gpu.launch import Config, empty_like_layout, guard
+from inn_kernels.gpu.sampler_tile import (
     SIZES,
     Geometry,
     SideTaps,
@@ -41,6 +41,7 @@ from inn_kernels.gpu.tiles import (
     steps,
     weight_geometry,
 )
+from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, KernelSpec, with_constants
 
 NARROW = Config("narrow", {"SUB": 1, "LANES": 128}, num_warps=4, resident=10, max_registers=48)
 WIDE = Config(

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inn_kernels.gpu.launch import Config, is_channels_last, processors, target_of
+from inn_kernels.gpu.launch import Config, cdiv, is_channels_last, processors, target_of
 
 SIZES = (
     "out_nodes", "out_points", "outer", "in_nodes", "in_points", "inner", "rows", "blocks", "tiles",
@@ -191,10 +191,10 @@ def plan(sizes: Geometry, length: int, width: int, configs: Sequence[Config], de
     """
     batch = sizes.batch
     for config in [c.on(target_of(device)) for c in configs]:
-        tiles = triton.cdiv(width, config.constants["SUB"] * config.constants["LANES"])
+        tiles = cdiv(width, config.constants["SUB"] * config.constants["LANES"])
         wave = config.resident * processors(device)
-        if batch * tiles * triton.cdiv(length, MIN_ROWS) >= wave:
+        if batch * tiles * cdiv(length, MIN_ROWS) >= wave:
             break
-    rows = max(MIN_ROWS, triton.cdiv(length, max(1, wave // (batch * tiles))))
-    blocks = triton.cdiv(length, rows)
+    rows = max(MIN_ROWS, cdiv(length, max(1, wave // (batch * tiles))))
+    blocks = cdiv(length, rows)
     return Plan(config, rows, blocks, tiles, (batch * blocks * tiles,), sizes.index)
