@@ -71,9 +71,10 @@ def pixels(i_first, n_pixel, P, Q, ROWS: tl.constexpr):
     """Image (int64), row and column of ROWS pixels from i_first (int64) on; the last pixel again beyond it. [ROWS]"""
     i_image = i_first // (P * Q)
     b_local = (i_first - i_image * (P * Q)).to(tl.int32) + tl.arange(0, ROWS)
-    b_local = tl.minimum(b_local, n_pixel - 1 - i_image * (P * Q))  # int64
+    last = tl.minimum(n_pixel - 1 - i_image * (P * Q), 2147483647).to(tl.int32)  # int64 divisions would be routines
+    b_local = tl.minimum(b_local, last)
     b_inner = b_local % (P * Q)
-    return i_image + b_local // (P * Q), (b_inner // Q).to(tl.int32), (b_inner % Q).to(tl.int32)
+    return i_image + b_local // (P * Q), b_inner // Q, b_inner % Q
 
 
 @triton.jit
