@@ -29,8 +29,19 @@ from torch import Tensor
 from bench.gpu import device_times
 from bench.harness import RESULTS
 from inn_kernels.gpu import compile as aot
-from inn_kernels.gpu import conv, discretize, discretize_adjoint, discretize_tap_gradient, foreach, gemm_axis, linear
-from inn_kernels.gpu.launch import INTERPRETED, Config, KernelSpec, target_of
+from inn_kernels.gpu import (
+    conv,
+    discretize,
+    discretize_adjoint,
+    discretize_tap_gradient,
+    foreach,
+    gemm_configs,
+    gemm_tile,
+    linear,
+    split_sum,
+)
+from inn_kernels.gpu.launch import INTERPRETED, Config, target_of
+from inn_kernels.gpu.specs import KernelSpec
 from inn_kernels.taps import taps_for
 
 DRY = INTERPRETED
@@ -69,15 +80,15 @@ def only(table: Any, config: Config) -> Any:
         return config
     if isinstance(table, Mapping):
         return {key: only(part, config) for key, part in table.items()}
-    return (config,) if isinstance(table[0], Config) else ((gemm_axis.ANY, config),)
+    return (config,) if isinstance(table[0], Config) else ((gemm_configs.ANY, config),)
 
 
 def runner(case: Case, config: Config, changes: Changes) -> Callable[[], Any]:
     """The case's launch with one configuration in the table's place."""
     values = [
         (case.module, case.table, only(getattr(case.module, case.table), config)),
-        (gemm_axis, "PROGRAMS", changes.get("PROGRAMS", gemm_axis.PROGRAMS)),
-        (gemm_axis, "fp32_precision", lambda: case.kind),
+        (split_sum, "PROGRAMS", changes.get("PROGRAMS", split_sum.PROGRAMS)),
+        (gemm_configs, "fp32_precision", lambda: case.kind),
     ]
 
     def run() -> Any:
@@ -128,9 +139,9 @@ def sampler_cases() -> list[Case]:
 
 def fused_cases() -> list[Case]:
     """The fused kernels: every kind of multiplication and class of rows in their tables."""
-    tiles = grid(BK=(16, 32, 64), num_stages=(2, 3, 4), num_warps=(4, 8), max_registers=(None, 128))
+    tiles = grid(DEPTH=(16, 32, 64), num_stages=(2, 3, 4), num_warps=(4, 8), max_registers=(None, 128))
     tiles += grid(PROGRAMS=(1, 4))
-    squares = grid(T=(32, 64), BB=(16, 32), num_warps=(4, 8))
+    squares = grid(SIDE=(32, 64), ROW_DEPTH=(16, 32), num_warps=(4, 8))
     tables = [(linear, "FORWARD", "linear"), (linear, "BACKWARD", "linear_backward")]
     tables += [(conv, "FORWARD", "conv"), (conv, "NODE_GRADIENT", "conv_node_gradient")]
     cases = []
@@ -143,7 +154,7 @@ def fused_cases() -> list[Case]:
             variant, dtype = ("bf16-fp32", BF16) if kind == "half" else (kind, F32)
             spec = next(s for s in module.KERNELS if (s.name, s.variant) == (name, variant))
             for most, present in classes:
-                rows = 128 if most == gemm_axis.ANY else most
+                rows = 128 if most == gemm_configs.ANY else most
                 batch, window = rows // 4 if module is conv else rows, ((1, 1), (1, 1), (1, 1))
                 x, dy = (torch.randn(batch, k, *image, device=DEVICE, dtype=dtype) for _ in "xy")
                 run = {
@@ -163,7 +174,9 @@ def ahead(config: Config, module: ModuleType) -> int:
     c = config.constants
     if "SUB" in c:
         return c["SUB"] * c["LANES"] * (4 if module in (discretize, foreach) else 2)
-    return 4 * c["TILE"] * c["BK"] * (config.num_stages - 1) if "BK" in c else 2 * 2 * c["T"] * c["BB"]
+    if "DEPTH" in c:
+        return 4 * gemm_tile.NODES.value * c["DEPTH"] * (config.num_stages - 1)
+    return 2 * 2 * c["SIDE"] * c["ROW_DEPTH"]
 
 
 def resources(case: Case, config: Config, target: str) -> dict[str, Any] | None:

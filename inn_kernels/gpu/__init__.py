@@ -6,8 +6,18 @@
     interpolate              one axis sampled, its adjoint, and the gradient of its weights
     linear, conv             the fused dataflow: sampling inside the matrix product, one launch forward
     foreach                  every layer of a network discretized by one launch
-    tiles, launch            what these share: columns and rows of programs; configurations, allocation, device guard
-    compile                  ahead-of-time harness: compiles every kernel for each target, with no GPU
+
+What they share:
+
+    sampler_tile             columns and runs of rows of a program, for everything that samples weights and activations
+    gemm_tile                the product with sampling in its prologue and epilogue, for linear and conv
+    axis_table               which points each node of an axis hears, for that prologue
+    split_sum                several programs on one tile of a product, and the sum of their parts
+    gemm_configs             the choice of a product's launch configuration; the samplers' is `sampler_tile.plan`
+    launch                   configurations, allocation, the device and its stream
+    specs, compile           what is compiled ahead of time, and the harness that does so for each target, with no GPU
+
+The mathematics stand on top of each operation's file, its launch configurations right below.
 
 Importing this package imports neither Triton nor a kernel: the first call of an operation on a GPU does. Where Triton
 is missing, and for dtypes the kernels do not store (float64), operations run as `reference`.

@@ -34,7 +34,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from inn_kernels import gpu
-from inn_kernels.gpu.launch import Config, KernelSpec
+from inn_kernels.gpu.launch import Config
+from inn_kernels.gpu.specs import KernelSpec
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

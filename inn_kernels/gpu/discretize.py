@@ -29,8 +29,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inn_kernels.gpu.launch import ALL_TARGETS, ONE_TARGET, Config, KernelSpec, empty_like_layout, guard, with_constants
-from inn_kernels.gpu.tiles import (
+from inn_kernels.gpu.launch import Config, empty_like_layout, guard
+from inn_kernels.gpu.sampler_tile import (
     SIZES,
     Geometry,
     SideTaps,
@@ -45,6 +45,7 @@ from inn_kernels.gpu.tiles import (
     steps,
     weight_geometry,
 )
+from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, KernelSpec, with_constants
 
 CONFIGS = (
     Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=7, max_registers=72),

@@ -24,8 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.discretize import IN_TAPS, OUT_TAPS
-from inn_kernels.gpu.launch import ALL_TARGETS, ONE_TARGET, Config, KernelSpec, empty_like_layout, guard, with_constants
-from inn_kernels.gpu.tiles import (
+from inn_kernels.gpu.launch import Config, empty_like_layout, guard
+from inn_kernels.gpu.sampler_tile import (
     SIZES,
     Geometry,
     SideTaps,
@@ -40,7 +40,9 @@ from inn_kernels.gpu.tiles import (
     split_columns,
     steps,
     weight_geometry,
+    widen,
 )
+from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, KernelSpec, with_constants
 
 NARROW = Config("narrow", {"SUB": 1, "LANES": 128}, num_warps=4, resident=10, max_registers=48)
 WIDE = Config(
@@ -56,9 +58,9 @@ CONFIGS = {
     4: (WIDE._replace(resident=5, max_registers=96, instead={}), NARROW),
 }
 """By bytes an element of dW. As `discretize`: four columns a thread keep enough of dW in flight, one column where the
-layer is small. The bounds are what the compiler needs to spill nothing; int64 column numbers take the larger one.
-Two-byte values the compiler packs in pairs at the end of an iteration, and waits for them there: the next row is then
-in flight within an iteration only, and other warps hide its latency. From models and machine code, not yet measured."""
+layer is small. The bounds are what the compiler needs to spill nothing; int64 column numbers take the larger one. A
+bfloat16 dW is read as bits, a register each: values of two bytes the compiler packs in pairs in the middle of an
+iteration, and waits for them there. From models and machine code, not yet measured."""
 
 
 @triton.jit
@@ -104,7 +106,7 @@ def point_row(
     if CROWDED:
         for i_c in range(4, most):
             b_w = point_weight(p_in_start, p_in_weight, in_points, b_l + i_c, b_j)  # [SUB * LANES]
-            b_g += b_w * tl.load(p_row + i_c * inner, mask=b_w != 0.0, other=0.0).to(tl.float32)
+            b_g += b_w * widen(tl.load(p_row + i_c * inner, mask=b_w != 0.0, other=0))
     return b_g
 
 
@@ -183,7 +185,7 @@ def adjoint_tile(
 
 @triton.jit(do_not_specialize=SIZES)
 def discretize_adjoint_kernel(
-    p_grad,  # [batch, out_points, outer, in_points, inner]
+    p_grad,  # [batch, out_points, outer, in_points, inner]; bits of bfloat16
     p_out,  # [batch, out_nodes, outer, in_nodes, inner]
     p_out_start, p_out_weight,  # [out_points], [out_points, 4]; None: the output axis is discrete
     p_in_start, p_in_weight,  # [in_points], [in_points, 4]; None: the input axis is discrete
@@ -251,9 +253,10 @@ def gather_adjoint(
     if out.numel():
         configs = CONFIGS[grad.element_size() if sizes.index is tl.int32 else 4]
         p = plan(sizes, sizes.out_nodes, sizes.node_columns, configs, out.device)
+        bits = grad.view(torch.uint16) if grad.dtype == torch.bfloat16 else grad
         with guard(out):
             discretize_adjoint_kernel[p.grid](
-                grad, out, *flat_taps(out_taps, in_taps), *sizes[1:], p.rows, p.blocks, p.tiles,
+                bits, out, *flat_taps(out_taps, in_taps), *sizes[1:], p.rows, p.blocks, p.tiles,
                 ADJACENT=sizes.adjacent_points, INDEX=p.index, **p.config.options,
             )  # fmt: skip
     return out
@@ -279,7 +282,13 @@ def discretize_adjoint(
 KERNELS = [
     KernelSpec(
         discretize_adjoint_kernel,
-        {"p_grad": f"*{grad}", "p_out": f"*{out}", **OUT_TAPS, **IN_TAPS, **dict.fromkeys(SIZES, "i32")},
+        {
+            "p_grad": "*u16" if grad == "bf16" else f"*{grad}",
+            "p_out": f"*{out}",
+            **OUT_TAPS,
+            **IN_TAPS,
+            **dict.fromkeys(SIZES, "i32"),
+        },
         with_constants(configs, ADJACENT=(True, False), INDEX=(index,)),
         f"{grad}-{out}" + (" int64" if index is tl.int64 else ""),
         barrier_free_loops=True,

@@ -24,17 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.discretize import IN_TAPS, OUT_TAPS
-from inn_kernels.gpu.launch import (
-    ALL_TARGETS,
-    ONE_TARGET,
-    Config,
-    KernelSpec,
-    empty,
-    guard,
-    is_channels_last,
-    with_constants,
-)
-from inn_kernels.gpu.tiles import (
+from inn_kernels.gpu.launch import Config, empty, guard, is_channels_last
+from inn_kernels.gpu.sampler_tile import (
     SIZES,
     Geometry,
     SideTaps,
@@ -49,6 +40,7 @@ from inn_kernels.gpu.tiles import (
     steps,
     weight_geometry,
 )
+from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, KernelSpec, with_constants
 
 CONFIGS = (
     Config("wide", {"SUB": 4, "LANES": 32}, num_warps=1, resident=16, max_registers=128),

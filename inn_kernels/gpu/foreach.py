@@ -27,18 +27,9 @@ from torch import Tensor
 
 from inn_kernels import reference
 from inn_kernels.gpu.discretize import sample_tile
-from inn_kernels.gpu.launch import (
-    ALL_TARGETS,
-    ONE_TARGET,
-    TRITON_TYPE,
-    Config,
-    KernelSpec,
-    empty,
-    guard,
-    is_channels_last,
-    processors,
-)
-from inn_kernels.gpu.tiles import MIN_ROWS, Geometry, dense, weight_geometry
+from inn_kernels.gpu.launch import TRITON_TYPE, Config, empty, guard, is_channels_last, processors
+from inn_kernels.gpu.sampler_tile import MIN_ROWS, Geometry, dense, weight_geometry
+from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, KernelSpec
 from inn_kernels.taps import Taps
 
 CONFIG = Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=7, max_registers=72)

@@ -25,8 +25,9 @@ from torch import Tensor
 from inn_kernels.gpu import discretize as discretize_file
 from inn_kernels.gpu import discretize_adjoint as adjoint_file
 from inn_kernels.gpu import discretize_tap_gradient as tap_file
-from inn_kernels.gpu.launch import ALL_TARGETS, ONE_TARGET, empty, with_constants
-from inn_kernels.gpu.tiles import Geometry
+from inn_kernels.gpu.launch import empty
+from inn_kernels.gpu.sampler_tile import Geometry
+from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, with_constants
 
 LINE = 128
 """Elements after the axis from which rows are sampled: a row then fills the threads of a program."""

@@ -1,28 +1,11 @@
-"""What every kernel file shares: how a configuration is written down, how outputs are allocated, where a launch runs.
-
-A kernel file declares each kernel once for the ahead-of-time harness (`compile.py`):
-
-    KERNELS = [
-        KernelSpec(
-            _discretize_kernel,
-            signature={"p_nodes": "*fp32", "p_out": "*bf16", ..., "out_nodes": "i32"},
-            configs=[Config("wide", {"SUB": 4}, num_warps=4), Config("narrow", {"SUB": 1}, num_warps=4)],
-            variant="fp32-bf16",
-        ),
-    ]
-
-`signature` gives the type of every run-time argument, in any order; `Config.constants` the value of every constexpr.
-The same `Config` objects drive the launchers, so what is compiled and inspected is what runs.
-"""
+"""What a launch takes: a configuration, outputs, the device it runs on and what is known of it."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -33,11 +16,6 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 TRITON_TYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """Storage dtypes of the kernels, as Triton writes them in a signature."""
-
-
-ALL_TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-ONE_TARGET = ("sm_90",)
-"""Where the harness compiles a kernel: its main dtypes everywhere; others, which differ by a conversion, once."""
 
 
 class Config(NamedTuple):
@@ -52,7 +30,7 @@ class Config(NamedTuple):
     instead: Mapping[str, Mapping[str, Any]] = {}  # by target, fields and constants that differ there
 
     def on(self, target: str) -> Config:
-        """The configuration as a target (one of ALL_TARGETS) takes it."""
+        """The configuration as a target (`specs.ALL_TARGETS`) takes it."""
         if target not in self.instead:
             return self
         changes = dict(self.instead[target])
@@ -65,35 +43,6 @@ class Config(NamedTuple):
         fixed = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
         bound = {"maxnreg": self.max_registers} if self.max_registers and torch.version.hip is None else {}
         return {**self.constants, **fixed, **bound}
-
-
-@dataclass(frozen=True)
-class KernelSpec:
-    """A kernel, the types it is launched with and its configurations, as the ahead-of-time harness compiles them."""
-
-    kernel: Any  # the @triton.jit function
-    signature: Mapping[str, str]  # type of each run-time argument: "*fp32", "*bf16", "i32", "i64", "fp32"
-    configs: Sequence[Config]
-    variant: str = ""  # tells specs of one kernel apart, usually by dtype
-    divisible: Sequence[str] = ()  # arguments promised to be multiples of 16 (pointers: 16-byte aligned)
-    barrier_free_loops: bool = False  # the harness checks that no loop holds a barrier
-    tensor_cores: bool = False  # the harness checks that the kernel uses them
-    targets: Sequence[str] = ALL_TARGETS
-
-    @property
-    def name(self) -> str:
-        """Name of the kernel in tables."""
-        return self.kernel.__name__.strip("_").removesuffix("_kernel")
-
-
-def with_constants(configs: Sequence[Config], **choices: Sequence[Any]) -> list[Config]:
-    """Every configuration with every combination of further constexpr values, as a launcher may pick them."""
-    made = []
-    for values in itertools.product(*choices.values()):
-        extra = dict(zip(choices, values))
-        suffix = "".join(f" {name}={value}" for name, value in extra.items() if len(choices[name]) > 1)
-        made += [c._replace(name=c.name + suffix, constants={**c.constants, **extra}) for c in configs]
-    return made
 
 
 allocate = torch.empty
@@ -128,9 +77,14 @@ def guard(x: Tensor) -> contextlib.AbstractContextManager:
     )
 
 
+def cdiv(n: int, size: int) -> int:
+    """How many pieces of a size hold n. (Triton's takes microseconds on the host.)"""
+    return -(-n // size)
+
+
 @functools.cache
 def target_of(device: torch.device) -> str:
-    """The target of ALL_TARGETS nearest to a device; sm_90 where there is none."""
+    """The target (`specs.ALL_TARGETS`) nearest to a device; sm_90 where there is none."""
     if device.type != "cuda":
         return "sm_90"
     if torch.version.hip is not None:
@@ -144,3 +98,11 @@ def processors(device: torch.device) -> int:
     if device.type != "cuda":
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def stream_of(device: torch.device) -> tuple[int, bool]:
+    """The current stream of a device, and whether it is being captured into a CUDA graph."""
+    if device.type != "cuda":
+        return 0, False
+    with torch.cuda.device(device):
+        return torch.cuda.current_stream().cuda_stream, torch.cuda.is_current_stream_capturing()

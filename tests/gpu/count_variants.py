@@ -20,10 +20,10 @@ from inn_kernels.gpu import (
     discretize_adjoint,
     discretize_tap_gradient,
     foreach,
-    gemm_axis,
     interpolate,
     linear,
-    tiles,
+    sampler_tile,
+    split_sum,
 )
 from inn_kernels.taps import Taps
 
@@ -98,7 +98,7 @@ def main() -> None:
     triton.knobs.runtime.jit_cache_hook = stop
     for module in (discretize, discretize_adjoint, discretize_tap_gradient, foreach, linear, conv):
         module.guard = lambda _: contextlib.nullcontext()
-    tiles.processors = foreach.processors = gemm_axis.processors = lambda _: 132
+    sampler_tile.processors = foreach.processors = split_sum.processors = lambda _: 132
     for i in range(WIDTHS):
         one_width()
         one_fused_width(random.randint(*ROWS[i % len(ROWS)]))

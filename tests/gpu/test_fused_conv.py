@@ -24,7 +24,7 @@ from fused_cases import (
     taps_of,
     weight,
 )
-from inn_kernels.gpu import gemm_axis
+from inn_kernels.gpu import gemm_configs
 from inn_kernels.gpu.conv import Pair, conv, conv_input_gradient, conv_node_gradient
 from sampler_cases import DEVICE, FLOOR
 
@@ -110,7 +110,7 @@ def test_every_dtype(name: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None
 
 
 def test_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gemm_axis, "fp32_precision", lambda: "tf32")
+    monkeypatch.setattr(gemm_configs, "fp32_precision", lambda: "tf32")
     case, layer, dy = make("primes")
     exact = eager(case, layer, dy, torch.float64)
     for what, value in fused(case, layer, dy).items():

@@ -22,7 +22,7 @@ from fused_cases import (
     taps_of,
     weight,
 )
-from inn_kernels.gpu import gemm_axis
+from inn_kernels.gpu import axis_table, gemm_configs, split_sum
 from inn_kernels.gpu.launch import INTERPRETED
 from inn_kernels.gpu.linear import linear, linear_backward
 from inn_kernels.taps import taps_for
@@ -83,7 +83,7 @@ def test_forward_and_every_gradient(name: str, dtypes: tuple[torch.dtype, torch.
 
 
 def test_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gemm_axis, "fp32_precision", lambda: "tf32")
+    monkeypatch.setattr(gemm_configs, "fp32_precision", lambda: "tf32")
     layer, dy = make("primes")
     exact = eager(layer, dy, torch.float64)
     for what, value in fused(layer, dy).items():
@@ -121,8 +121,19 @@ def test_programs_share_a_tile() -> None:
     layer, _ = make("shared tiles")
     linear(layer.x, layer.nodes, layer.bias, *layer.taps)
     if INTERPRETED:
-        assert gemm_axis.split_count(1, 320 // 16, layer.x.device) > 1
-    assert all(not space.ticket.any() for space in gemm_axis._workspaces.values())
+        assert split_sum.split_count(1, 320 // 16, layer.x.device) > 1
+    assert all(not space.ticket.any() for space in split_sum._workspaces.values())
+
+
+def test_a_table_goes_with_either_of_its_taps() -> None:
+    """Tables are found by the identity of two tensors, which a later one may have."""
+    taps = taps_of(points(9, False), 7, True)
+    kept = len(axis_table._tables)
+    start = taps.start.repeat_interleave(2)[::2]
+    table = axis_table.cached_table(start, taps.weight, 7)
+    assert axis_table.cached_table(start, taps.weight, 7) is table and len(axis_table._tables) == kept + 1
+    del start
+    assert len(axis_table._tables) == kept
 
 
 def test_rows_do_not_see_each_other() -> None:
@@ -138,7 +149,7 @@ def test_uniform_points_are_never_crowded(nodes: int, quadrature: str) -> None:
     """Up to 2.75 points a node the tables hold all there is, so that the second loop of the kernels is empty."""
     for share in (0.05, 0.25, 0.3, 0.5, 0.6, 0.75, 0.8, 0.9, 1, 1.2, 1.25, 1.3, 1.5, 1.75, 2, 2.5, 2.75):
         for partition in (max(int(share * nodes), 2), torch.linspace(0, 1, max(int(share * nodes), 2))):
-            table = gemm_axis.axis_table(*taps_for(partition, nodes, quadrature=quadrature)[:2], nodes)
+            table = axis_table.axis_table(*taps_for(partition, nodes, quadrature=quadrature)[:2], nodes)
             begin, end = table.crowded.tolist()
             assert begin >= end, (share, table.contributors, int((table.hi - table.lo).max()))
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from inn_kernels import gpu, ops
-from inn_kernels.gpu import compile, gemm_axis, launch, linear
+from inn_kernels.gpu import compile, gemm_configs, launch, linear, specs
 
 HERE = Path(__file__).parent
 MODULES = ("discretize", "discretize_adjoint", "discretize_tap_gradient", "interpolate", "foreach")
@@ -43,7 +43,7 @@ def test_every_kernel_on_every_target(resources: list[dict[str, str]]) -> None:
     kernels = {row["kernel"] for row in resources}
     assert kernels == {"discretize", "discretize_adjoint", "discretize_tap_gradient", "discretize_foreach"}
     for kernel in kernels:
-        assert {row["target"] for row in resources if row["kernel"] == kernel} == set(launch.ALL_TARGETS)
+        assert {row["target"] for row in resources if row["kernel"] == kernel} == set(specs.ALL_TARGETS)
 
 
 def test_no_spills_on_sm_90(resources: list[dict[str, str]]) -> None:
@@ -87,16 +87,16 @@ def test_random_widths_share_variants() -> None:
 
 def test_a_target_takes_what_its_configuration_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launchers and the harness choose by the same call."""
-    config = launch.Config("c", {"BK": 32}, num_warps=8, instead={"gfx942": {"BK": 16, "num_warps": 4}})
+    config = launch.Config("c", {"DEPTH": 32}, num_warps=8, instead={"gfx942": {"DEPTH": 16, "num_warps": 4}})
     assert config.on("sm_90") is config
-    assert config.on("gfx942") == launch.Config("c", {"BK": 16}, num_warps=4)
+    assert config.on("gfx942") == launch.Config("c", {"DEPTH": 16}, num_warps=4)
     x = torch.empty(40, 64)
-    monkeypatch.setattr(gemm_axis, "target_of", lambda device: "gfx942")
-    monkeypatch.setattr(gemm_axis, "fp32_precision", lambda: "tf32")
-    there, _ = gemm_axis.select(linear.FORWARD, x, x, 40)
-    monkeypatch.setattr(gemm_axis, "target_of", lambda device: "sm_90")
-    here, _ = gemm_axis.select(linear.FORWARD, x, x, 40)
-    assert (there.constants["BK"], here.constants["BK"]) == (16, 32)
+    monkeypatch.setattr(gemm_configs, "target_of", lambda device: "gfx942")
+    monkeypatch.setattr(gemm_configs, "fp32_precision", lambda: "tf32")
+    there, _ = gemm_configs.select(linear.FORWARD, x, x, 40)
+    monkeypatch.setattr(gemm_configs, "target_of", lambda device: "sm_90")
+    here, _ = gemm_configs.select(linear.FORWARD, x, x, 40)
+    assert (there.constants["DEPTH"], here.constants["DEPTH"]) == (16, 32)
 
 
 def test_registered() -> None:

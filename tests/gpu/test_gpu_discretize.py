@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inn_kernels import reference
-from inn_kernels.gpu import tiles
+from inn_kernels.gpu import sampler_tile
 from inn_kernels.gpu.discretize import discretize
 from inn_kernels.gpu.discretize_adjoint import discretize_adjoint
 from inn_kernels.gpu.discretize_tap_gradient import discretize_tap_gradient
@@ -144,9 +144,9 @@ def test_repeatable_bit_for_bit() -> None:
 
 def test_large_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Column numbers are int64 where a row may pass 2^31 elements; here they are made so."""
-    plan = tiles.plan
+    plan = sampler_tile.plan
     for launcher in (discretize, discretize_adjoint, discretize_tap_gradient):
-        wide = lambda *arguments: plan(*arguments)._replace(index=tiles.tl.int64)  # noqa: E731
+        wide = lambda *arguments: plan(*arguments)._replace(index=sampler_tile.tl.int64)  # noqa: E731
         monkeypatch.setitem(launcher.__globals__, "plan", wide)
     check_all(CASES["offsets 9"], torch.float32, torch.float32)
 

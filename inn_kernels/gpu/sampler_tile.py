@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inn_kernels.gpu.launch import Config, is_channels_last, processors, target_of
+from inn_kernels.gpu.launch import Config, cdiv, is_channels_last, processors, target_of
 
 SIZES = (
     "out_nodes", "out_points", "outer", "in_nodes", "in_points", "inner", "rows", "blocks", "tiles",
@@ -65,6 +65,27 @@ def steps(size, inner):
 
 
 @triton.jit
+def fetch(p_x):
+    """Values as they are stored, or the bits of a bfloat16 (given as uint16), for `widen`.
+
+    Bits fill a register each. Values of two bytes the compiler packs in pairs, and waits for them there.
+    """
+    if p_x.dtype.element_ty == tl.uint16:
+        return tl.load(p_x).to(tl.uint32)
+    else:
+        return tl.load(p_x)
+
+
+@triton.jit
+def widen(b_x):
+    """Values, or the bits of a bfloat16, in float32."""
+    if b_x.dtype == tl.uint16 or b_x.dtype == tl.uint32:
+        return (b_x.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return b_x.to(tl.float32)
+
+
+@triton.jit
 def gather_4(
     p_first,  # [SUB * LANES] the first of each column's four elements
     step_1, step_2, step_3,
@@ -72,12 +93,12 @@ def gather_4(
     ADJACENT: tl.constexpr,  # steps are 1, 2, 3: offsets inside the load instruction
 ):  # fmt: skip
     """Loads the four elements of each column, [SUB * LANES] each, in their storage dtype."""
-    b_x0 = tl.load(p_first)
+    b_x0 = fetch(p_first)
     if SAMPLE:
         if ADJACENT:
-            return b_x0, tl.load(p_first + 1), tl.load(p_first + 2), tl.load(p_first + 3)
+            return b_x0, fetch(p_first + 1), fetch(p_first + 2), fetch(p_first + 3)
         else:
-            return b_x0, tl.load(p_first + step_1), tl.load(p_first + step_2), tl.load(p_first + step_3)
+            return b_x0, fetch(p_first + step_1), fetch(p_first + step_2), fetch(p_first + step_3)
     else:
         return b_x0, b_x0, b_x0, b_x0
 
@@ -86,10 +107,9 @@ def gather_4(
 def dot_4(b_x0, b_x1, b_x2, b_x3, b_w0, b_w1, b_w2, b_w3, SAMPLE: tl.constexpr):
     """Weighted sum of what `gather_4` loaded. float32 [SUB * LANES]."""
     if SAMPLE:
-        b_low = b_w0 * b_x0.to(tl.float32) + b_w1 * b_x1.to(tl.float32)
-        return b_low + b_w2 * b_x2.to(tl.float32) + b_w3 * b_x3.to(tl.float32)
+        return b_w0 * widen(b_x0) + b_w1 * widen(b_x1) + b_w2 * widen(b_x2) + b_w3 * widen(b_x3)
     else:
-        return b_x0.to(tl.float32)
+        return widen(b_x0)
 
 
 @triton.jit
@@ -191,10 +211,10 @@ def plan(sizes: Geometry, length: int, width: int, configs: Sequence[Config], de
     """
     batch = sizes.batch
     for config in [c.on(target_of(device)) for c in configs]:
-        tiles = triton.cdiv(width, config.constants["SUB"] * config.constants["LANES"])
+        tiles = cdiv(width, config.constants["SUB"] * config.constants["LANES"])
         wave = config.resident * processors(device)
-        if batch * tiles * triton.cdiv(length, MIN_ROWS) >= wave:
+        if batch * tiles * cdiv(length, MIN_ROWS) >= wave:
             break
-    rows = max(MIN_ROWS, triton.cdiv(length, max(1, wave // (batch * tiles))))
-    blocks = triton.cdiv(length, rows)
+    rows = max(MIN_ROWS, cdiv(length, max(1, wave // (batch * tiles))))
+    blocks = cdiv(length, rows)
     return Plan(config, rows, blocks, tiles, (batch * blocks * tiles,), sizes.index)
