@@ -88,9 +88,9 @@ class GpuBench(Bench):
             "grid_sample": through_grid_sample,
         }
         if self.device == "cuda":
-            from inn_kernels.gpu.foreach import discretize_foreach
+            from inn_kernels.gpu.foreach import discretize_layers
 
-            runs["one launch"] = lambda: discretize_foreach(nodes, taps, BF16)
+            runs["one launch"] = lambda: discretize_layers(nodes, taps, BF16)
         times, base = self.times(runs, "copy in place")
         moved = sum(4 * n.numel() for n in nodes) + sum(2 * k * m * n[0, 0].numel() for n, (k, m) in zip(nodes, sizes))
         exact = [inn.discretize(n.double(), k, m) for n, (k, m) in zip(nodes, sizes)]

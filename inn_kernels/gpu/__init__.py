@@ -58,6 +58,8 @@ _FILES = {
     "interpolate": "interpolate",
     "spread": "interpolate",
     "interpolate_tap_gradient": "interpolate",
+    "discretize_foreach": "foreach",
+    "discretize_foreach_adjoint": "foreach",
     "linear": "linear",
     "linear_backward": "linear",
     "conv": "conv",

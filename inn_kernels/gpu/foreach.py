@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inn_kernels import reference
+from inn_kernels import ops, reference
 from inn_kernels.gpu.discretize import sample_tile
 from inn_kernels.gpu.launch import TRITON_TYPE, Config, empty, guard, is_channels_last, processors
 from inn_kernels.gpu.sampler_tile import MIN_ROWS, Geometry, dense, weight_geometry
@@ -103,7 +103,43 @@ def discretize_foreach_kernel(
 AxisTaps = tuple[Taps | None, Taps | None]
 
 
-def discretize_foreach(nodes: Sequence[Tensor], taps: Sequence[AxisTaps], dtype: torch.dtype) -> list[Tensor]:
+def discretize_foreach(
+    nodes: Sequence[Tensor],
+    start: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    out: Sequence[int],
+    in_: Sequence[int],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """`discretize_layers` as the operator asks for it: taps once, and of each tensor the position of those it has."""
+    taps = []
+    for x, positions in zip(nodes, zip(out, in_), strict=True):
+        sides = [None if n < 0 else Taps(start[n], weight[n], x.shape[dim]) for dim, n in enumerate(positions)]
+        taps.append((sides[0], sides[1]))
+    return discretize_layers(nodes, taps, dtype)
+
+
+def discretize_foreach_adjoint(
+    grads: Sequence[Tensor],
+    start: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    nodes: Sequence[int],
+    out: Sequence[int],
+    in_: Sequence[int],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Every gradient brought back to nodes, each by a launch of its own."""
+    made = []
+    for x, o, i in zip(grads, out, in_, strict=True):
+        if o >= 0 and i >= 0:
+            made.append(ops.discretize_adjoint(x, start[o], weight[o], start[i], weight[i], nodes[o], nodes[i], dtype))
+        else:
+            either = max(o, i)
+            made.append(ops.spread(x, start[either], weight[either], nodes[either], 0 if o >= 0 else 1, dtype))
+    return made
+
+
+def discretize_layers(nodes: Sequence[Tensor], taps: Sequence[AxisTaps], dtype: torch.dtype) -> list[Tensor]:
     """Every layer's weight in one launch (one more for each further storage dtype of nodes).
 
     Args:

@@ -72,7 +72,7 @@ def one_width() -> None:
     x = torch.empty(random.randint(1, 5000), m_in, device="meta", dtype=torch.bfloat16)
     y = interpolate.interpolate(x, *in_[:2], 1, torch.bfloat16)
     interpolate.spread(y, *in_[:2], m_in, 1, torch.bfloat16)
-    foreach.discretize_foreach([nodes, nodes[0]], [(out, in_), (in_, None)], torch.bfloat16)
+    foreach.discretize_layers([nodes, nodes[0]], [(out, in_), (in_, None)], torch.bfloat16)
 
 
 def one_fused_width(rows: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from inn_kernels import ops, reference
 from inn_kernels.gpu.discretize import discretize
 from inn_kernels.gpu.discretize_adjoint import discretize_adjoint
-from inn_kernels.gpu.foreach import discretize_foreach
+from inn_kernels.gpu.foreach import discretize_layers
 from sampler_cases import check, doubled, random, taps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -30,7 +30,7 @@ def test_streams_do_not_disturb_each_other() -> None:
     torch.manual_seed(0)
     sides = [(taps("random", 400 + i, 512), taps("random", 300 + i, 512, weighted=True)) for i in range(4)]
     nodes = random((512, 512), torch.float32)
-    alone = [discretize_foreach([nodes], [side], torch.bfloat16)[0] for side in sides]
+    alone = [discretize_layers([nodes], [side], torch.bfloat16)[0] for side in sides]
     torch.cuda.synchronize()
     together = []
     for _ in range(5):
@@ -38,7 +38,7 @@ def test_streams_do_not_disturb_each_other() -> None:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                together.append(discretize_foreach([nodes], [side], torch.bfloat16)[0])
+                together.append(discretize_layers([nodes], [side], torch.bfloat16)[0])
     torch.cuda.synchronize()
     assert all(torch.equal(value, alone[i % len(sides)]) for i, value in enumerate(together))
 

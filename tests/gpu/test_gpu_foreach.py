@@ -11,7 +11,7 @@ from torch import Tensor
 from inn_kernels import reference
 from inn_kernels.gpu import foreach
 from inn_kernels.gpu.discretize import discretize
-from inn_kernels.gpu.foreach import AxisTaps, discretize_foreach
+from inn_kernels.gpu.foreach import AxisTaps, discretize_layers
 from sampler_cases import check, random, taps
 
 LAYERS = (  # nodes, points of each axis (None: discrete), channels_last
@@ -50,13 +50,13 @@ def plain(nodes: Tensor, along: AxisTaps, dtype: torch.dtype, wide: torch.dtype)
 @pytest.mark.parametrize("storage", (torch.float32, torch.bfloat16), ids=str)
 def test_against_float64(storage: torch.dtype, dtype: torch.dtype) -> None:
     nodes, along = network(storage)
-    for x, sides, value in zip(nodes, along, discretize_foreach(nodes, along, dtype)):
+    for x, sides, value in zip(nodes, along, discretize_layers(nodes, along, dtype)):
         check(value, plain(x, sides, dtype, torch.float32), plain(x, sides, torch.float64, torch.float64))
 
 
 def test_equals_layers_one_by_one() -> None:
     nodes, along = network()
-    for x, (out, in_), value in zip(nodes, along, discretize_foreach(nodes, along, torch.float32)):
+    for x, (out, in_), value in zip(nodes, along, discretize_layers(nodes, along, torch.float32)):
         if out is not None and in_ is not None:
             one = discretize(x, out.start, out.weight, in_.start, in_.weight, torch.float32)
             assert torch.equal(value, one) and value.stride() == one.stride()
@@ -68,13 +68,13 @@ def test_mixed_storage_and_float64() -> None:
     out, in_ = along[7]
     along[7] = (out._replace(weight=out.weight.double()), in_._replace(weight=in_.weight.double()))
     nodes[7] = nodes[7].double()
-    for x, sides, value in zip(nodes, along, discretize_foreach(nodes, along, torch.float32)):
+    for x, sides, value in zip(nodes, along, discretize_layers(nodes, along, torch.float32)):
         check(value, plain(x, sides, torch.float32, torch.float32), plain(x, sides, torch.float64, torch.float64))
 
 
 def test_results_do_not_overlap() -> None:
     nodes, along = network()
-    values = discretize_foreach(nodes, along, torch.float32)
+    values = discretize_layers(nodes, along, torch.float32)
     spans = sorted((v.data_ptr(), v.data_ptr() + 4 * v.numel()) for v in values)
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
     kept = values[0].clone()
@@ -83,15 +83,15 @@ def test_results_do_not_overlap() -> None:
 
 
 def test_no_layers() -> None:
-    assert discretize_foreach([], [], torch.float32) == []
+    assert discretize_layers([], [], torch.float32) == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="tables are cached on a GPU only")
 def test_table_is_cached() -> None:
     nodes, along = network()
-    first = discretize_foreach(nodes, along, torch.bfloat16)
+    first = discretize_layers(nodes, along, torch.bfloat16)
     size = len(foreach._tables)
-    second = discretize_foreach(nodes, along, torch.bfloat16)
+    second = discretize_layers(nodes, along, torch.bfloat16)
     assert len(foreach._tables) == size
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
@@ -99,11 +99,11 @@ def test_table_is_cached() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_graph() -> None:
     nodes, along = network()
-    expected = discretize_foreach(nodes, along, torch.bfloat16)
+    expected = discretize_layers(nodes, along, torch.bfloat16)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = discretize_foreach(nodes, along, torch.bfloat16)
+        captured = discretize_layers(nodes, along, torch.bfloat16)
     for value in captured:
         value.zero_()
     graph.replay()

@@ -1,4 +1,4 @@
-"""A network's weights from one launch: values, gradients and launches against the same network layer by layer."""
+"""A network's weights from one launch: values, gradients and launches against the CPU's operator and layer by layer."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import integral_nn as inn
-from inn_kernels import dispatch
-from inn_kernels.gpu import foreach as launcher
+from inn_kernels import ops
+from inn_kernels.gpu import foreach
 from inn_kernels.gpu.launch import INTERPRETED
-from integral_nn.functional import foreach
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
-Shared = Callable[[bool], None]
+Together = Callable[[bool], None]
 
 
 @pytest.fixture
-def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shared]:
-    """Switches the common launch on (in the interpreter, for CPU tensors) and off."""
+def together(monkeypatch: pytest.MonkeyPatch) -> Iterator[Together]:
+    """Switches the common launch on (in the interpreter, for CPU tensors) and off (each tensor by itself)."""
 
     def switch(on: bool) -> None:
-        monkeypatch.setattr(foreach, "can_share", lambda nodes, backend: on)
+        monkeypatch.setattr("integral_nn.layers.held.can_join", lambda entry: on and entry.rule.fixed)
+        if INTERPRETED:
+            monkeypatch.setattr(ops, "discretize_foreach", foreach.discretize_foreach)
+            monkeypatch.setattr(ops, "discretize_foreach_adjoint", foreach.discretize_foreach_adjoint)
 
     yield switch
 
 
-def network() -> nn.Module:
+def network() -> inn.IntegralNetwork:
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 14, 3, padding=1), nn.BatchNorm2d(14), nn.ReLU(),
@@ -46,8 +47,8 @@ def network() -> nn.Module:
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tensors of each common launch."""
     counts: list[int] = []
-    run = launcher._launch
-    monkeypatch.setattr(launcher, "_launch", lambda nodes, *rest: counts.append(len(nodes)) or run(nodes, *rest))
+    run = foreach._launch
+    monkeypatch.setattr(foreach, "_launch", lambda nodes, *rest: counts.append(len(nodes)) or run(nodes, *rest))
     return counts
 
 
@@ -56,21 +57,20 @@ def close(value: Tensor, wanted: Tensor) -> None:
 
 
 @pytest.mark.parametrize("trainable", [False, True], ids=["fixed", "trainable points"])
-def test_values_and_gradients(shared: Shared, launches: list[int], trainable: bool) -> None:
+def test_values_and_gradients(together: Together, launches: list[int], trainable: bool) -> None:
     model = network()
     if trainable:
         for axis in model.axes.values():
             axis.make_trainable()
     found = {}
     for on in (False, True):
-        shared(on)
+        together(on)
         model.zero_grad()
         values = model.sampled()
         torch.manual_seed(1)
         sum((v * torch.randn(v.shape).to(v)).sum() for v in values.values()).backward()
         found[on] = values, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    tied = len(model.sampled())
-    assert launches[0] == tied == 12 and len(launches) == 2  # the second: the line above
+    assert launches == ([] if trainable else [8, 4])  # parameters, and statistics without gradients
     for name, value in found[True][0].items():
         wanted = found[False][0][name]
         close(value, wanted)
@@ -80,46 +80,35 @@ def test_values_and_gradients(shared: Shared, launches: list[int], trainable: bo
         close(gradient, found[False][1][name])
 
 
-def test_a_training_step_and_a_discretization_take_one_launch_each(shared: Shared, launches: list[int]) -> None:
+def test_a_training_step(together: Together, launches: list[int]) -> None:
+    """Parameters, statistics, and statistics brought back: three launches."""
     x = torch.randn(4, 3, 6, 6, device=DEVICE)
     steps = []
     for on in (False, True):
         model = network().train()
-        shared(on)
+        together(on)
         y = model(x)
         y.square().sum().backward()
+        assert launches == ([4, 8, 4, 4] if on else [4])  # one by one, only the last comes together
         plain = model.discretize().eval()
-        steps.append((y, plain(x), *(p.grad for p in model.parameters()), *model.buffers()))
-        assert len(launches) == (2 if on else 0)
+        buffers = [b for b in model.buffers() if b is not None]
+        steps.append((y, plain(x), *(p.grad for p in model.parameters()), *buffers))
     for value, wanted in zip(steps[1], steps[0]):
         torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_second_derivatives(shared: Shared) -> None:
+def test_second_derivatives(together: Together) -> None:
     model = network()
-    weight = model.get_parameter("net.3.weight")
+    nodes = model.nodes()["3.weight"]
     found = []
     for on in (False, True):
-        shared(on)
-        (first,) = torch.autograd.grad(model.sampled()["3.weight"].pow(3).sum(), weight, create_graph=True)
-        found.append(torch.autograd.grad(first.square().sum(), weight)[0])
+        together(on)
+        (first,) = torch.autograd.grad(model.sampled()["3.weight"].pow(3).sum(), nodes, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), nodes)[0])
     close(found[1], found[0])
 
 
-def test_fake_tensors_and_traces_go_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "select_backend", lambda *_: "triton")
-    monkeypatch.setattr(foreach, "Tensor", FakeTensor)  # what stands for an ordinary tensor where there is no GPU
-    with FakeTensorMode():
-        x = torch.empty(3, 4, device="cuda")
-        assert foreach.can_share(x, None)
-        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert not foreach.can_share(x, None)
-        monkeypatch.undo()
-        assert not foreach.can_share(x, None)
-
-
 @pytest.mark.skipif(not INTERPRETED, reason="CPU tensors")
-def test_on_a_cpu_nothing_is_shared(launches: list[int]) -> None:
-    model = network()
-    model.sampled()
-    assert not foreach.can_share(next(model.parameters()), None) and not launches
+def test_a_cpu_launches_nothing(launches: list[int]) -> None:
+    network().sampled()
+    assert not launches
