@@ -1,8 +1,8 @@
 """Find the continuous axes of any network: symbolic sizes propose, a proof on the network itself decides.
 
     sizes     every dimension of every parameter and buffer as an expression of a few symbols    (`symbolic`)
-    layouts   what an expression can mean: 16 a is channel-major or channel-minor, a + b has an order    (`meanings`)
-    proof     permutation and refinement leave the outputs as they were    (`prove`)
+    layouts   what an expression can mean: 16 a is channel-major or channel-minor, a + b has an order    (`readings`)
+    proof     permutation and refinement leave the outputs as they were    (`proof`)
     search    hypotheses until the proof holds, or none is left    (here)
 
 There is no rule for any operation, save for where a sum of sizes is put together. What cannot be proved stays

@@ -5,7 +5,7 @@ shapes alone. An operation that needs two sizes to agree says so as an equation:
 
     conv1.weight [a, 3, 3, 3]   bn.weight [b]   conv2.weight [c, d, 3, 3]        bn: a = b    conv2: d = a
 
-The solved sizes are what `axes` reads: one symbol, one axis; a sum, consecutive segments (a concat); a multiple, an
+The solved sizes are what `search` reads: one symbol, one axis; a sum, consecutive segments (a concat); a multiple, an
 axis whose channels carry several features (a flatten); a number, a discrete dimension. What sizes cannot tell, the
 order of a sum, is recorded where it is made (concat and padding).
 """
