@@ -4,7 +4,7 @@ A kernel file declares its kernels once:
 
     KERNELS = [
         KernelSpec(
-            _discretize_kernel,
+            discretize_kernel,
             signature={"p_nodes": "*fp32", "p_out": "*bf16", ..., "out_nodes": "i32"},
             configs=[Config("wide", {"SUB": 4}, num_warps=4), Config("narrow", {"SUB": 1}, num_warps=4)],
             variant="fp32-bf16",
