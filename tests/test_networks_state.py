@@ -178,12 +178,16 @@ def test_what_does_not_fit_is_named():
     model = converted(fold=True)
     state = plain_net().state_dict()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=r"1\.running_mean has no place \(its norm was folded: convert with fold=False\)"):
+    with pytest.raises(
+        ValueError, match=r"1\.running_mean has no place \(its norm was folded: convert with fold=False\)"
+    ):
         model.load_discrete(state)
     model = converted()
     bad = {**state, "other": torch.ones(1), "6.bias": torch.ones(4)}
     del bad["0.weight"]
-    with pytest.raises(ValueError, match=r"0\.weight is missing; 6\.bias must have shape \[5\], got \[4\]; other has no"):
+    with pytest.raises(
+        ValueError, match=r"0\.weight is missing; 6\.bias must have shape \[5\], got \[4\]; other has no"
+    ):
         model.load_discrete(bad)
     after = converted(fold=True).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)

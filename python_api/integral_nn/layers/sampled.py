@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inn_kernels import transforms
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.held import CALIBRATED, NODES, STATISTICS, dtype_of, found, held, holds
 from integral_nn.layers.module_sizes import size_properties
@@ -128,7 +129,7 @@ def value_of(module: Any, name: str, dtype: torch.dtype | None = None) -> Any:
     check_not_resized(name, rule)
     # Hooks of saved tensors belong to whoever checkpoints or offloads the module: they count what its own operations
     # save, the same number when its tensors are computed once more as when a call holds them.
-    with _HIDDEN if torch.is_grad_enabled() else _NOTHING:
+    with _HIDDEN if torch.is_grad_enabled() and not transforms.transforming() else _NOTHING:
         return rule.value(nodes, dtype)
 
 
