@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--megabytes", type=float, default=1.0, help="room for the networks that are kept")
+    parser.add_argument("--quick", action="store_true", help="40 requests")
     options = parser.parse_args()
+    options.requests = 40 if options.quick else options.requests
     torch.set_num_threads(1)
     snapshots = inn.Snapshots(network(), max_bytes=round(options.megabytes * 1e6))
     generator = torch.Generator().manual_seed(1)

@@ -1,4 +1,4 @@
-"""Whole networks compiled: one graph for every size, gradients and statistics as in eager mode; and what a step costs."""
+"""Whole networks compiled: one graph for every size, gradients and statistics as in eager mode; a step's operators."""
 
 from __future__ import annotations
 

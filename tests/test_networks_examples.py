@@ -76,3 +76,8 @@ def test_figures(tmp_path):
     assert fixed < separable < non_separable  # at no more parameters
     for name in ("continuous", "permutation", "reconstruction", "capacity"):
         assert 0 < (tmp_path / f"figures/quick/{name}.png").stat().st_size < 150_000
+
+
+def test_serve(tmp_path):
+    printed = run(tmp_path, "serve.py")
+    assert "40 widths" in printed and "the same answers from one thread: True" in printed

@@ -1,16 +1,17 @@
-"""What a model's state holds and what loads into it: sizes, points, statistics, older names, checkpoints of ordinary nets."""
+"""What a model's state holds and what loads into it: sizes, points, statistics, older names, ordinary checkpoints."""
 
 from __future__ import annotations
 
 import copy
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 
 import integral_nn as inn
-from common import rand
+from common import generator, rand
 from networks_zoo import ZOO, build
 
 IMAGE = rand(4, 3, 8, 8, dtype=torch.float32)
@@ -131,7 +132,7 @@ def test_a_load_that_fails_changes_nothing(make, wrong):
     state = {name: v + 1 if v.is_floating_point() else v for name, v in make().state_dict().items()}
     size = next(name for name in state if name.endswith("_extra_state"))
     if wrong == "missing":
-        del state[list(state)[-1] if not list(state)[-1].endswith("_extra_state") else list(state)[0]]
+        del state[next(name for name in state if name.endswith("weight_nodes"))]
     elif wrong == "unexpected":
         state["other"] = torch.ones(1)
     elif wrong == "shape":
@@ -253,3 +254,23 @@ def test_snapshots_share_what_no_axis_runs_along():
     small, large = snapshots.at(0.5), snapshots.at(0.75)
     assert small[6].bias is large[6].bias and small[6].weight is not large[6].weight
     assert snapshots.bytes == sum(t.nbytes for n in (small, large) for t in n.state_dict().values()) - 2 * (20 + 8)
+
+
+@every_model
+def test_threads_are_served_as_one_is(make, threads):
+    threads(1)
+    model = make()
+    inputs = [rand(1, 3, 8, 8, seed=n, dtype=torch.float32) for n in range(8)]
+    widths = (0.25 + 0.75 * torch.rand(60, generator=generator(2))).tolist()
+    one = sum(t.nbytes for t in model.at(1.0).state_dict().values())
+    snapshots = inn.Snapshots(model, max_bytes=4 * one)
+    with torch.no_grad():
+        expected = {width: [model.at(width)(x) for x in inputs] for width in widths}
+
+    def answers(n: int) -> bool:
+        with torch.inference_mode():
+            return all(torch.equal(snapshots.at(w)(inputs[n]), expected[w][n]) for w in widths[n:] + widths[:n])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(answers, range(8)))
+    assert snapshots.bytes <= snapshots.max_bytes
