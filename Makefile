@@ -15,7 +15,7 @@ test-reference: export INN_KERNELS_LIBRARY :=
 test-reference: $(VENV)/installed  ## the whole test suite without the compiled kernels, on plain PyTorch
 	$(RUN) -m pytest -q -n auto tests
 
-KERNEL_TESTS := $(patsubst %,tests/test_%.py,csrc csrc_fuzz fuzz operators golden interpolate discretize determinism)
+KERNEL_TESTS := tests/kernels $(patsubst %,tests/functional/test_%.py,fuzz interpolate discretize determinism)
 
 test-isa: $(VENV)/installed  ## the compiled kernels' tests as on a processor with AVX2 at most, and with neither AVX
 	for isa in avx2 baseline; do INN_KERNELS_ISA=$$isa $(RUN) -m pytest -q -n auto $(KERNEL_TESTS) || exit 1; done

@@ -61,7 +61,13 @@ def _fallback(name: str) -> Callable:
     def checked(*arguments: Any) -> Any:
         check(*arguments)
         result = run(*arguments)
-        return result.contiguous(memory_format=_layout(arguments[0])) if keeps_layout else result
+        if keeps_layout:
+            return result.contiguous(memory_format=_layout(arguments[0]))
+        if isinstance(result, list):
+            both = [min(positions) >= 0 for positions in zip(*arguments[-3:-1])]  # taps of both dimensions
+            layouts = [_layout(x) if b else torch.contiguous_format for x, b in zip(arguments[0], both)]
+            return [value.contiguous(memory_format=layout) for value, layout in zip(result, layouts)]
+        return result
 
     return checked
 
@@ -169,7 +175,7 @@ def _(
     nodes: list[Tensor], start: list[Tensor], weight: list[Tensor], out: list[int], in_: list[int], dtype: torch.dtype
 ) -> list[Tensor]:
     points = [s.shape[0] for s in start]
-    return [_like(x, _along(x, points, o, i), dtype) for x, o, i in zip(nodes, out, in_)]
+    return [_listed(x, points, o, i, dtype) for x, o, i in zip(nodes, out, in_)]
 
 
 @_fake("discretize_foreach_adjoint")
@@ -182,12 +188,13 @@ def _(
     in_: list[int],
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    return [_like(x, _along(x, nodes, o, i), dtype) for x, o, i in zip(grads, out, in_)]
+    return [_listed(x, nodes, o, i, dtype) for x, o, i in zip(grads, out, in_)]
 
 
-def _along(x: Tensor, sizes: list[int], out: int, in_: int) -> list[int]:
-    """The shape of x with the sizes at these positions (-1: its own) in its first two dimensions."""
-    return [n if at < 0 else sizes[at] for n, at in zip(x.shape, (out, in_))] + list(x.shape[2:])
+def _listed(x: Tensor, sizes: list[int], out: int, in_: int, dtype: torch.dtype) -> Tensor:
+    """An empty result for x with the sizes at these positions (-1: its own) in its first two dimensions."""
+    shape = [n if at < 0 else sizes[at] for n, at in zip(x.shape, (out, in_))] + list(x.shape[2:])
+    return _like(x, shape, dtype) if out >= 0 and in_ >= 0 else x.new_empty(shape, dtype=dtype)
 
 
 @_fake("weight_gradient")

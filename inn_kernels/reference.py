@@ -105,12 +105,11 @@ def discretize_foreach(
 ) -> list[Tensor]:
     """Every tensor sampled along the dimensions that have taps."""
     made = []
-    for x, *positions in zip(nodes, out, in_):
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        for dim, at in reversed(list(enumerate(positions))):
-            if at >= 0:
-                x = interpolate(x, start[at], weight[at], dim, wide)
-        made.append(x.to(dtype))
+    for x, o, i in zip(nodes, out, in_):
+        if o >= 0 and i >= 0:
+            made.append(discretize(x, start[o], weight[o], start[i], weight[i], dtype))
+        else:
+            made.append(interpolate(x, start[max(o, i)], weight[max(o, i)], 0 if o >= 0 else 1, dtype))
     return made
 
 
@@ -125,12 +124,12 @@ def discretize_foreach_adjoint(
 ) -> list[Tensor]:
     """Every gradient brought back to nodes."""
     made = []
-    for x, *positions in zip(grads, out, in_):
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        for dim, at in enumerate(positions):
-            if at >= 0:
-                x = spread(x, start[at], weight[at], nodes[at], dim, wide)
-        made.append(x.to(dtype))
+    for x, o, i in zip(grads, out, in_):
+        either = max(o, i)
+        if o >= 0 and i >= 0:
+            made.append(discretize_adjoint(x, start[o], weight[o], start[i], weight[i], nodes[o], nodes[i], dtype))
+        else:
+            made.append(spread(x, start[either], weight[either], nodes[either], 0 if o >= 0 else 1, dtype))
     return made
 
 

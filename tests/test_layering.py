@@ -14,19 +14,16 @@ import pytest
 import inn_kernels
 import integral_nn
 
-
-def modules_in(folder):
-    """Every module of a package but its kernels, which need Triton, and its compiled library."""
-    found = pkgutil.walk_packages([str(folder)])
-    return [module for module in found if not module.name.startswith(("_C", "gpu."))]
-
-
 PACKAGES = {package.__name__: Path(package.__file__).parent for package in (inn_kernels, integral_nn)}
-MODULES = [
-    f"{package}.{module.name}" if module.name else package
-    for package, folder in PACKAGES.items()
-    for module in [pkgutil.ModuleInfo(None, "", True), *modules_in(folder)]
-]
+
+
+def modules_in(package, folder):
+    """Every module of a package but its kernels, which need Triton, and its compiled library."""
+    inside = (module.name for module in pkgutil.walk_packages([str(folder)], f"{package}."))
+    return [package, *(name for name in inside if ".gpu." not in name and not name.endswith("._C"))]
+
+
+MODULES = [name for package, folder in PACKAGES.items() for name in modules_in(package, folder)]
 
 
 def imported(path):

@@ -1,4 +1,4 @@
-"""Random calls of the public operators on the Triton kernels, in the interpreter, as in `tests/test_fuzz.py`."""
+"""Random calls of the public operators on the Triton kernels, in the interpreter, as in `test_fuzz.py`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ pytest.importorskip("hypothesis")
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_fuzz import check_call
+from test_fuzz_special import check_not_finite
 
 import fuzzing
 import programs
 from inn_kernels import gpu
 from inn_kernels.gpu.launch import INTERPRETED
-from test_fuzz import check_call
-from test_fuzz_special import check_not_finite
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the interpreter's stand-ins for the CPU operators")
 FEW = settings(max_examples=max(1, settings().max_examples // 30))  # the interpreter is slow

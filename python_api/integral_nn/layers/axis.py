@@ -205,7 +205,7 @@ class Axis(nn.Module):
             if size is not None:
                 self._check_size(size)
         if self.delta is None:
-            table = self.fixed_taps(self.size if size is None else size, *key)
+            table = self._fixed_taps(self.size if size is None else size, *key)
             if size is None and not torch.compiler.is_compiling():
                 self._keep({**self._tables, key: table})
             return table
@@ -231,7 +231,7 @@ class Axis(nn.Module):
                 _mark_dynamic(copied.start, copied.weight)
                 self._traced[" ".join(map(str, key))] = copied
 
-    def fixed_taps(
+    def _fixed_taps(
         self, size: int, weighted: bool, scale: float, dtype: torch.dtype, device: torch.device | None = None
     ) -> Taps:
         """Taps of so many of the points that the quadrature wants, whatever the axis's own."""
@@ -323,7 +323,7 @@ class Axis(nn.Module):
         if "torch._dynamo" in sys.modules:
             _mark_dynamic(self._extent)
         # Made ahead for whoever asked before: a compiled call finds its tables, of another shape.
-        self._keep({key: self.fixed_taps(size, *key) for key in self._tables} if delta is None else {})
+        self._keep({key: self._fixed_taps(size, *key) for key in self._tables} if delta is None else {})
 
     def _state(self) -> tuple[int, nn.Parameter | None]:
         return self.size, self.delta

@@ -47,7 +47,7 @@ def nodes_from(weight: Tensor, rule: Rule, channels: Mapping[str, int]) -> Tenso
 
 def _taps(rule: Rule, name: str, points: int, integrated: bool) -> Any:
     scale = rule.scales[name] if integrated else 1.0
-    return rule.axes[name].fixed_taps(points, integrated, scale, torch.float64)
+    return rule.axes[name]._fixed_taps(points, integrated, scale, torch.float64)
 
 
 def _least_squares(values: Tensor, dim: int, axis: Axis, taps: Any) -> Tensor:

