@@ -64,7 +64,7 @@ BACKWARD = {
         (ANY, _config(64, 32, 4, 8, square=64)),
     ),
     "tf32": (
-        (16, _config(16, 32, 3, square=64, sm_100={"DEPTH": 16})),
+        (16, _config(16, 32, 3, 8, square=64, sm_100={"num_warps": 4, "DEPTH": 16})),
         (ANY, _config(32, 32, 3, 8, square=64, sm_100={"num_warps": 4}, gfx942={"DEPTH": 16})),
     ),
     "ieee": ((ANY, _config(16, 16, 1, square=32)),),
