@@ -358,7 +358,7 @@ def test_layers():
         for training in (True, False):
             layer.train(training)
             with torch.set_grad_enabled(training):
-                layer(x[:, :5])  # in eval mode, a weight is kept from here on
+                layer(x[:, :5])
                 refused(ValueError, ["x", "5", str(list(x.shape))], lambda: layer(x))
                 refused(TypeError, ["x", "int64"], lambda: layer(x.long()))
                 refused(ValueError, ["x", "device", "meta"], lambda: layer(x.to("meta")))
