@@ -84,11 +84,10 @@ def extensions():
         skipped(f"torch cannot be imported at build time ({error}); try pip install --no-build-isolation")
         return []
     flags = ["-std=c++17", "-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"]
-    flags += ["-fno-wrapv"]  # Python's own flags have -fwrapv: sanitizers would not see a signed overflow
     link = []
     if os.environ.get("INN_KERNELS_SANITIZE") == "1":
         sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-O1"]  # compiles sooner
-        flags = [*flags, *sanitize, "-g"]
+        flags = [*flags, *sanitize, "-g", "-fno-wrapv"]  # Python's -fwrapv would hide a signed overflow
         link += sanitize
     for path in include_paths():
         flags += ["-isystem", path]

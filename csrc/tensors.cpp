@@ -199,7 +199,8 @@ Tensor allocate(const Shape& shape, Storage storage, bool channels_last) {
                                                          aoti_torch_device_type_cpu(), 0, &handle));
   Tensor tensor(handle);
   constexpr int64_t kWorthHugePages = int64_t(4) << 20;
-  const int64_t bytes = tensor.numel() * bytes_of(storage);
+  int64_t bytes = bytes_of(storage);
+  for (const int64_t length : shape) bytes *= length;
   if (bytes >= kWorthHugePages) advise_huge_pages(tensor.mutable_data_ptr(), bytes);
   return tensor;
 }

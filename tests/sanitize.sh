@@ -10,7 +10,8 @@ INN_KERNELS_LIBRARY=$(find "$out" -name '_C*.so')
 export INN_KERNELS_LIBRARY INN_KERNELS_REQUIRE_CPP=1
 # Python itself keeps memory until it exits, so leaks are not looked for. libstdc++ goes along for its exceptions.
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=2
+export INN_KERNELS_FUZZ_CASES=${INN_KERNELS_FUZZ_CASES:-2000}
 library() { "${CC:-gcc}" -print-file-name="$1"; }
 LD_PRELOAD="$(library libasan.so) $(library libubsan.so) $(library libstdc++.so.6)" "$python" -m pytest -q -s \
-    -p no:cacheprovider tests/kernels/test_csrc.py tests/kernels/test_csrc_fuzz.py tests/kernels/test_operators.py tests/kernels/test_golden.py \
-    tests/functional/test_interpolate.py tests/functional/test_discretize.py
+    -p no:cacheprovider tests/kernels/test_csrc.py tests/kernels/test_csrc_fuzz.py tests/kernels/test_operators.py \
+    tests/kernels/test_golden.py tests/functional/test_interpolate.py tests/functional/test_discretize.py
