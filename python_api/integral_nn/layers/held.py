@@ -108,6 +108,8 @@ def sample_modules(
         own = values[id(module)] = {}
         for name, rule in module._rules.items():
             entry = Entry(module, name, rule, getattr(module, name + NODES))
+            if hasattr(entry.nodes, "device_mesh"):
+                continue  # a shard: the tensor is computed when it is read, after its block was gathered
             if name in STATISTICS:
                 statistics.append(entry)
             elif can_join(entry):

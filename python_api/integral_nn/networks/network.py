@@ -213,6 +213,8 @@ class IntegralNetwork(nn.Module):
     def _plain_at(self, sizes: Sizes, memo: dict[int, Any]) -> nn.Module:
         """A copy of `net` with ordinary weights. `memo` has what is not to be copied, as `copy.deepcopy` wants it."""
         memo |= {id(axis): axis for axis in self._axes.values()}
+        if any(hasattr(nodes, "device_mesh") for nodes in self.nodes().values()):
+            raise RuntimeError("a plain network needs whole parameters, got shards: gather them first")
         sampling = self._sampling()
         converted = [module for module in sampling if not isinstance(module, IntegralLayer)]
         memo |= {id(m): m.discretize(sizes) for m in sampling if isinstance(m, IntegralLayer)}
