@@ -60,6 +60,8 @@ def test_a_partition_written_in_every_step_leaves_nothing_behind():
 
 def test_tables_stay_small(monkeypatch):
     monkeypatch.setattr(taps, "_KEPT", 8)
+    monkeypatch.setattr(taps, "_of_ints", {})
+    monkeypatch.setattr(taps, "_of_tensors", {})
     partitions = [common.partition("random", 5, seed) for seed in range(30)]
     for p in partitions:
         for n in range(2, 32):
