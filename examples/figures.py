@@ -45,9 +45,9 @@ def trained(steps: int) -> dict[str, inn.IntegralNetwork]:
     images, labels, _, _ = digits.load()
     torch.manual_seed(0)
     net = digits.discrete_net()
-    digits.train(net, [], images, labels, steps, "digits: discrete")
+    digits.train(net, images, labels, steps, "digits: discrete")
     last = inn.convert(net, images[:2])
-    digits.train(last, list(last.axes.values()), images, labels, steps, "digits: random widths")
+    digits.train(last, images, labels, steps, "digits: random widths")
     return {
         "converted": inn.convert(net, images[:2], permute=False),
         "converted, reordered": inn.convert(net, images[:2]),

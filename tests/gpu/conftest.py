@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before a kernel file is imported
 torch.backends.cudnn.allow_tf32 = False  # convolutions to compare with are float32
 
 pytest.importorskip("triton")
