@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+sys.path.append(str(Path(__file__).parents[1] / "functional"))  # random calls are checked as they are there
 torch.backends.cudnn.allow_tf32 = False  # convolutions to compare with are float32
 
 pytest.importorskip("triton")
