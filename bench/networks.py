@@ -93,6 +93,8 @@ def resizes(model: IntegralNetwork, share: float) -> tuple[Runs, dict[str, float
 
     def resize_anew() -> object:
         taps._of_ints.clear()  # a size never seen before: its partition, quadrature and basis are made first
+        for axis in model.axes.values():
+            axis._keep({})
         return resize()
 
     def discretize() -> object:
