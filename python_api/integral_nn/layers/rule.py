@@ -53,6 +53,7 @@ class Rule:
         self.backend = backend
         self.plain = all(tie.layout.plain and tie.dim < 2 for tie in ties)
         """No dimension but the first two runs along an axis, each along one alone: taps say all there is to say."""
+        self._sides = [(tie.dim, tie, tie.axes[0]) for tie in ties if tie.layout.plain]
 
     @property
     def fixed(self) -> bool:
@@ -63,8 +64,8 @@ class Rule:
         """Taps of the first two dimensions (the first, of a vector) of a plain tensor."""
         wide = arguments.working_dtype(nodes, dtype)
         found: list[Taps | None] = [None] * min(nodes.dim(), 2)
-        for tie in self.ties:
-            found[tie.dim] = self._taps(tie, tie.axes[0], wide, nodes.device, sizes, made)
+        for dim, tie, name in self._sides:
+            found[dim] = self._taps(tie, name, wide, nodes.device, sizes, made)
         return found
 
     def _taps(self, tie: Tie, name: str, wide: torch.dtype, device: torch.device, sizes: Sizes, made: Made) -> Taps:
