@@ -72,8 +72,6 @@ class Basis(NamedTuple):
         return torch.tensor(self.coefficients, dtype=t.dtype, device=t.device)
 
 
-
-
 _COEFFICIENTS = {
     "linear": [[0, 1, 0, 0], [0, -1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
     "bspline": [[1 / 6, 4 / 6, 1 / 6, 0], [-1 / 2, 0, 1 / 2, 0], [1 / 2, -1, 1 / 2, 0], [-1 / 6, 1 / 2, -1 / 2, 1 / 6]],

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from inn_kernels import quadrature as rules
 from inn_kernels.taps import Basis, check_basis
 from integral_nn.coupling.axis_set import AxisSet
 from integral_nn.coupling.proof import fast_paths_off
@@ -31,7 +32,7 @@ from integral_nn.networks.nodes import nodes_from
 from integral_nn.networks.norms import fold_norms
 from integral_nn.networks.permute import Reordering, apply_orders, reorder_axes
 
-_EXACT = ("trapezoid", "midpoint")
+_EXACT = ("trapezoid", "midpoint", "cells")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def convert(
     multiple_of: int = 1,
     continuous_inputs: bool | Mapping[int, int] = False,
     continuous_outputs: bool = False,
+    kernel: str = "cubic",
     a: float = -0.75,
     boundary: str = "clamp",
     tolerance: float = 1e-5,
@@ -80,8 +82,8 @@ def convert(
     Args:
         net: any `nn.Module`; it is not changed.
         example_inputs: a tensor, or a tuple of positional inputs, of the shapes the network will see.
-        quadrature: "midpoint" (no channel at the ends weighs half: kept more accuracy in trials when only resized) or
-            "trapezoid" (the paper's: kept more when the points were tuned).
+        quadrature: "cells" (the weight function integrated over cells: nothing aliases), "midpoint" (points; no channel
+            at the ends weighs half) or "trapezoid" (the paper's).
         permute: reorder channels to make the weights smooth; needs the package fast-tsp.
         fold: fold batch norms into the layer before them where they may be. Without, their affine parameters and
             running statistics are sampled along the axis (`recalibrate` measures the statistics anew).
@@ -94,7 +96,7 @@ def convert(
         multiple_of: sizes that `resample` draws, or `resize` by share, are multiples of this (8 suits many devices).
         continuous_inputs: let the channels of the inputs be continuous too (dimension 1, or {input: dimension}).
         continuous_outputs: let the sizes of the outputs be continuous too.
-        a, boundary: of the cubic convolution kernel.
+        kernel, a, boundary: of the basis, see `discretize`.
         tolerance: largest relative error of the outputs at full size.
         seed: of the proof's random weights and of the solver's start.
         time_limit: seconds the solver may take for all axes together.
@@ -132,7 +134,7 @@ def convert(
     ignore, only = checks.names_in(ignore, "ignore"), only if only is None else checks.names_in(only, "only")
     continuous_inputs = checks.check_continuous_inputs(continuous_inputs, inputs)
     _check_sizes(nodes, size_range, multiple_of)
-    check_basis(Basis(a, boundary))
+    check_basis(Basis(a, boundary, kernel))
     checks.check_number(tolerance, "tolerance", least=0)
     checks.check_seed(seed)
     checks.check_number(time_limit, "time_limit", above=0)
@@ -156,7 +158,7 @@ def convert(
     reordered = reorder_axes(tensors, found, seed=seed, time_limit=time_limit, progress=progress) if permute else {}
     orders = {name: r.order for name, r in reordered.items()}
     tensors = apply_orders(tensors, found, orders)
-    axes, scales = _make_axes(found, nodes, quadrature, size_range, multiple_of, a, boundary)
+    axes, scales = _make_axes(found, nodes, quadrature, size_range, multiple_of, Basis(a, boundary, kernel))
     exact = all(axes[name].nodes == spec.nodes for name, spec in found.specs.items())
     if not exact:
         found = _with_nodes(found, axes)
@@ -231,8 +233,7 @@ def _make_axes(
     quadrature: str,
     size_range: tuple[float, float],
     multiple_of: int,
-    a: float,
-    boundary: str,
+    basis: Basis,
 ) -> tuple[dict[str, Axis], dict[str, float]]:
     if isinstance(nodes, Mapping):
         for name in nodes:
@@ -255,12 +256,11 @@ def _make_axes(
             quadrature=quadrature,
             size_range=(low, high),
             multiple_of=step,
-            a=a,
-            boundary=boundary,
+            **basis._asdict(),
         )
         axes[name] = axis
         # Unit interior weights at as many points as there were channels.
-        scales[name] = float(spec.nodes if quadrature == "midpoint" else max(spec.nodes - 1, 1))
+        scales[name] = float(spec.nodes if rules.is_centred(quadrature) else max(spec.nodes - 1, 1))
     return axes, scales
 
 
