@@ -58,7 +58,8 @@ def nodes_from(
     )
     for dim, along in enumerate(taps):
         if along is not None and along.points != along.nodes:
-            raise ValueError(f"partitions must have as many points as weight, {along.nodes}, got {along.points}")
+            name = ("out_partition", "in_partition")[dim] if dim < 2 else f"spatial_partitions[{dim - 2}]"
+            raise ValueError(f"{name} must have as many points as weight, {along.nodes}, got {along.points}")
     nodes = weight.detach().double()
     for dim, along in enumerate(taps):
         if along is not None:
@@ -93,5 +94,5 @@ def solve_along(values: Tensor, dim: int, taps: Taps) -> Tensor:
     try:
         solved = solve_banded((-least, most), band.numpy(), flat.numpy())
     except LinAlgError as error:
-        raise ValueError(f"partitions must determine every node: {error}") from error
+        raise ValueError(f"out_partition or in_partition leaves a node undetermined: {error}") from error
     return torch.from_numpy(solved).to(values.device).reshape(rows.shape).movedim(0, dim)
