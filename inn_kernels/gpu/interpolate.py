@@ -66,12 +66,13 @@ def interpolate_tap_gradient(
     x: Tensor,  # [..., M, ...]
     grad: Tensor,  # [..., K, ...]
     start: Tensor,  # [K]
+    taps: int,
     dim: int,
-) -> Tensor:  # [K, 4]
+) -> Tensor:  # [K, taps]
     """d weight[k, t] = <grad[k], x[start_k + t]> over all other dimensions."""
     sizes, by_row = _geometry(x, dim, x.shape[dim], start.shape[0])
-    taps = (start, empty([start.shape[0], 4], torch.float32, x.device))  # its own weights are not in its gradient
-    out_taps, in_taps = (taps, NONE) if by_row else (NONE, taps)
+    own = (start, empty([start.shape[0], taps], torch.float32, x.device))  # its own weights are not in its gradient
+    out_taps, in_taps = (own, NONE) if by_row else (NONE, own)
     sums = tap_file.tap_gradient(x.contiguous(), grad.contiguous(), sizes, out_taps, in_taps, by_row, not by_row)
     return sums[0] if by_row else sums[1]
 
