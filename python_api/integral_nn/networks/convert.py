@@ -5,16 +5,12 @@ fold batch norms -> find axes -> reorder channels -> nodes from weights -> compa
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from inn_kernels import quadrature as rules
 from inn_kernels.taps import Basis, check_basis
@@ -31,6 +27,7 @@ from integral_nn.networks.network import IntegralNetwork
 from integral_nn.networks.nodes import nodes_from
 from integral_nn.networks.norms import fold_norms
 from integral_nn.networks.permute import Reordering, apply_orders, reorder_axes
+from integral_nn.networks.plain import bake_parametrizations, copied
 
 _EXACT = ("trapezoid", "midpoint", "cells")
 
@@ -138,8 +135,8 @@ def convert(
     checks.check_number(tolerance, "tolerance", least=0)
     checks.check_seed(seed)
     checks.check_number(time_limit, "time_limit", above=0)
-    plain = _copied(net).eval()
-    _bake_parametrizations(plain)
+    plain = copied(net).eval()
+    bake_parametrizations(plain)
     with fast_paths_off():
         _check_outputs(plain, inputs)
         folded = fold_norms(plain, inputs) if fold else []
@@ -189,15 +186,6 @@ def _check_sizes(nodes: object, size_range: object, multiple_of: object) -> None
     checks.check_count(multiple_of, "multiple_of")
 
 
-def _copied(net: nn.Module) -> nn.Module:
-    # A hook that computes a weight (the older weight norm) leaves it as an attribute, which is no leaf to be copied.
-    values = [v for module in net.modules() for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf]
-    try:
-        return copy.deepcopy(net, {id(value): value.detach().clone() for value in values})
-    except Exception as error:
-        raise ConversionError(f"the network cannot be copied: {type(error).__name__}: {error}") from error
-
-
 @torch.no_grad()
 def _check_outputs(net: nn.Module, inputs: tuple) -> None:
     """Raise where outputs are NaN: nothing could be proved of them."""
@@ -208,23 +196,6 @@ def _check_outputs(net: nn.Module, inputs: tuple) -> None:
     for index, value in enumerate(out):
         if not value.is_meta and bool(torch.isnan(value).any()):
             raise ConversionError(f"the network returns NaN for example_inputs (tensor {index} of its outputs)")
-
-
-def _bake_parametrizations(net: nn.Module) -> None:
-    """Replace parametrized weights (weight norm and the like, by either kind of it) by their current values."""
-    for module in list(net.modules()):
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, WeightNorm):
-                remove_weight_norm(module, hook.name)
-            elif isinstance(hook, SpectralNorm):
-                remove_spectral_norm(module, hook.name)
-        if parametrize.is_parametrized(module):
-            # Not by `remove_parametrizations`: it edits the class, which the copy shares with the original.
-            values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore
-            del module._modules["parametrizations"]
-            module.__class__ = type(module).__bases__[0]
-            for name, value in values.items():
-                module.register_parameter(name, nn.Parameter(value))
 
 
 def _make_axes(
