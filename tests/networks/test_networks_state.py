@@ -97,6 +97,16 @@ def test_measured_statistics_travel_and_serve_their_sizes_alone():
     assert other.net[1].running_mean.shape == (16,) and other.sizes == fresh.sizes
 
 
+def test_statistics_of_other_sizes_than_those_saved_stay_behind():
+    model, other = converted(), converted()
+    model.resize(0.5)
+    inn.recalibrate(model, [IMAGE])
+    model.resize(0.75)
+    other.load_state_dict(through_a_file(model.state_dict()))
+    with torch.no_grad():
+        assert torch.equal(other(IMAGE), model(IMAGE))
+
+
 @every_model
 def test_a_state_without_sizes_leaves_them(make):
     model = make()

@@ -97,6 +97,12 @@ class SampledNorm(Sampled):
         shape = [-1] + [1] * (x.dim() - 2)
         return x * gain.view(shape) + shift.view(shape)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in STATISTICS:  # those of other sizes than the ones that are saved with them would mislead
+            if self.calibrated(name) is None:
+                destination.pop(prefix + name + CALIBRATED, None)
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         for name in STATISTICS:  # of whatever size they were measured at
             saved = state_dict.get(prefix + name + CALIBRATED)
