@@ -93,12 +93,12 @@ def train(net: AnyWidth, full: int, pictures: Draw, steps: int, lr: float, seed:
     parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
     first, seconds = 0, 0.0
     if kept.exists():
-        state = torch.load(kept, weights_only=True, map_location=next(net.parameters()).device)
+        state = torch.load(kept, weights_only=True, map_location="cpu")
         if state["steps"] != steps:
             raise SystemExit(f"{kept} is of a training of {state['steps']} steps, not {steps}: choose a --folder")
         for name, part in parts.items():
             part.load_state_dict(state[name])  # type: ignore[attr-defined]
-        draw.set_state(state["draw"].cpu())
+        draw.set_state(state["draw"])
         first, seconds = state["step"], state["seconds"]
     start = time.perf_counter() - seconds
     net.train()
