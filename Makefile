@@ -71,6 +71,25 @@ study-crepe:
 study-figures:
 	$(RUN) -m bench.studies.figures --folder docs/figures --results bench/results
 
+# One process a network and row, each training kept in runs/ every few steps: make -j2 widths for two cores. The rate of a
+# row is the best on validation pictures of those in RATES, with the first seed.
+RATES ?= 0.001 0.003 0.01
+SEEDS ?= 0 1 2
+NETS ?= vgg nin resnet
+ROWS ?= slices points-cubic points-bspline cells-conservative cells-cubic cells-bspline alone-25 alone-50 alone-100
+TRAININGS := $(foreach net,$(NETS),$(ROWS:%=widths-$(net)/%))
+WIDTHS := $(RUN) -m bench.studies.widths
+.PHONY: widths $(TRAININGS)
+widths: $(TRAININGS)  ## one network for every width: bench/results/widths-*.json, converted-*.json, docs/paper.md (hours)
+	for net in $(NETS); do \
+	  $(WIDTHS) --net $$net --merge --results bench/results && \
+	  $(RUN) -m bench.studies.converted --net $$net --results bench/results || exit 1; \
+	done
+	$(RUN) -m bench.studies.report
+$(TRAININGS): widths-%: $(VENV)/installed
+	for lr in $(RATES); do $(WIDTHS) --net $(*D) --row $(*F) --lr $$lr || exit 1; done
+	for seed in $(SEEDS); do $(WIDTHS) --net $(*D) --row $(*F) --seed $$seed --test || exit 1; done
+
 sanitize: $(VENV)/installed  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	bash tests/sanitize.sh $(RUN)
 

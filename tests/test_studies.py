@@ -1,6 +1,7 @@
 """The studies of whole networks, each with --quick."""
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,3 +80,100 @@ def test_figures(tmp_path):
     assert fixed < separable < non_separable  # at no more parameters
     for name in ("continuous", "permutation", "reconstruction", "capacity"):
         assert 0 < (tmp_path / f"figures/quick/{name}.png").stat().st_size < 150_000
+
+
+@pytest.fixture
+def widths(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("bench.studies.widths")
+
+
+def small(width):
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * width, 3),
+    )
+
+
+def drawn(generator):
+    return torch.randn(16, 1, 6, 6, generator=generator), torch.randint(3, (16,), generator=generator)
+
+
+@pytest.mark.parametrize("row", ["slices", "points-cubic"])
+def test_every_width_is_a_plain_network(widths, row):
+    torch.manual_seed(0)
+    x, _ = drawn(torch.Generator().manual_seed(0))
+    net = widths.make(row, small, 8, x).train()
+    for width in (8, 5, 2):
+        plain = net.at(width).train()
+        assert plain[0].weight.shape == (width, 1, 3, 3) and plain[5].weight.shape == (3, 4 * width)
+        torch.testing.assert_close(net(x, width), plain(x))
+    if row == "slices":
+        assert torch.equal(net.at(5)[0].weight, net.net[0].weight[:5])
+        assert torch.equal(net.at(5)[5].weight, net.net[5].weight[:, :20])  # four features a channel
+
+
+def test_a_step_teaches_full_width_the_labels_and_others_what_it_says(widths):
+    torch.manual_seed(0)
+    x, y = drawn(torch.Generator().manual_seed(0))
+    net = widths.make("slices", small, 8, x).train()
+    with torch.no_grad():
+        soft = net(x, 8).softmax(1)
+    loss = F.cross_entropy(net(x, 8), y, label_smoothing=0.05)
+    loss = loss + F.cross_entropy(net(x, 5), soft) + F.cross_entropy(net(x, 2), soft)
+    want = torch.autograd.grad(loss, list(net.parameters()))
+    widths.backward(net, x, y, 8, [5, 2])
+    torch.testing.assert_close([p.grad for p in net.parameters()], list(want))
+
+
+def test_widths_come_from_each_third_of_the_range(widths):
+    generator = torch.Generator().manual_seed(0)
+    found = torch.tensor([widths.stratified(400, generator) for _ in range(200)])
+    assert (found.amin(0) >= torch.tensor([100, 200, 300])).all() and (
+        found.amax(0) <= torch.tensor([200, 300, 400])
+    ).all()
+    assert (found.amax(0) - found.amin(0) > 90).all()
+
+
+@pytest.mark.parametrize("row", ["slices", "points-cubic", "alone-50"])
+def test_a_training_goes_on_where_it_was_cut_off(widths, tmp_path, monkeypatch, row):
+    monkeypatch.setattr(widths, "KEEP", 2)
+
+    def trained(name, stop=None):
+        calls = itertools.count()
+
+        def pictures(generator):
+            if next(calls) == stop:
+                raise KeyboardInterrupt
+            return drawn(generator)
+
+        torch.manual_seed(0)
+        net = widths.make(row, small, 8, torch.zeros(2, 1, 6, 6))
+        widths.train(net, 8, pictures, 6, 0.01, 3, tmp_path / name)
+        return [p.detach().clone() for p in net.parameters()]
+
+    whole = trained("whole.pt")
+    with pytest.raises(KeyboardInterrupt):
+        trained("cut.pt", stop=3)
+    assert all(torch.equal(a, b) for a, b in zip(trained("cut.pt", stop=4), whole, strict=True))  # four steps were left
+
+
+def test_widths_and_converted(tmp_path):
+    pytest.importorskip("sklearn")
+    run(tmp_path, "widths", "--row", "slices", "--lr", "0.00001")
+    run(tmp_path, "widths", "--row", "slices", "--lr", "0.003")
+    run(tmp_path, "widths", "--row", "slices", "--test")  # at the better rate, not trained again
+    run(tmp_path, "widths", "--row", "alone-100", "--lr", "0.003", "--test")
+    run(tmp_path, "widths", "--merge")
+    run(tmp_path, "converted", "--rows", "points-cubic", "l1-cut")
+    rows = json.loads((tmp_path / "runs/quick/widths-vgg.json").read_text())["rows"]
+    assert rows["slices"]["lr"] == 0.003 and rows["slices"]["seeds"] == [0]
+    assert list(rows["slices"]["test"]) == ["25", "31.25", "37.5", "50", "62.5", "75", "90", "100"]
+    assert rows["slices"]["test"]["100"][0] > 50
+    untuned = json.loads((tmp_path / "runs/quick/converted-vgg.json").read_text())["rows"]
+    for row in untuned.values():  # at full width the network itself
+        assert abs(row["test"]["100"][0] - rows["alone-100"]["test"]["100"][0]) < 0.5

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import RESULTS, ROOT
-from bench.studies import curves
+from bench.studies import curves, width_tables
+from bench.studies.width_tables import table
 
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "paper.md"
 FIGURE = ROOT / "docs" / "figures" / "compression.png"
@@ -37,11 +38,6 @@ def load() -> dict[str, Record]:
     """The records at hand, by name."""
     found = (json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")))
     return {record["name"]: record for record in found if "compression" in record}
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
 def full(record: Record) -> float:
@@ -186,7 +182,7 @@ def sections(records: dict[str, Record]) -> dict[str, str]:
             found[name] = compression(records[name])
             if len(records[name]["width"].get(ALONE, {})) > 1:  # it was asked for
                 found[f"{name} widths"] = widths(records[name])
-    return found
+    return found | width_tables.sections()
 
 
 def redrawn(text: str, found: dict[str, str]) -> str:
