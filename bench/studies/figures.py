@@ -4,6 +4,7 @@
     permutation     Fig. 5: a weight before and after its channels are reordered, and its total variation
     reconstruction  Fig. 8: photographs held by nodes, sampled on fixed, separable and non-separable partitions
     capacity        section 6: how much of the nodes' energy lies at which frequency along an axis
+    aliasing        what becomes of each frequency where an axis has fewer points, or cells, than nodes
 
     python -m bench.studies.figures                      all of them: some minutes
     python -m bench.studies.figures --only capacity      one of them
@@ -191,11 +192,31 @@ def capacity(options: argparse.Namespace) -> None:
     save(figure, options.folder / "capacity.png")
 
 
+def aliasing(options: argparse.Namespace) -> None:
+    """What waves along an axis of 64 nodes becomes on 16 points and on 16 cells, by its frequency."""
+    nodes, size = 64, 16
+    frequency = torch.arange(nodes, dtype=torch.float64)
+    place = (torch.arange(nodes, dtype=torch.float64) + 0.5) / nodes
+    angle = torch.pi * place[:, None] * frequency  # [M, f]
+    waves = torch.stack([angle.cos(), angle.sin()], -1)  # [M, f, 2], of both phases
+    figure, axes = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
+    for quadrature, kernel in (("midpoint", "cubic"), ("cells", "conservative"), ("cells", "bspline")):
+        made = inn.discretize(waves, size, quadrature=quadrature, kernel=kernel)  # [K, f, 2]
+        gain = (made.square().mean((0, 2)) / waves.square().mean((0, 2))).sqrt()
+        axes.plot(frequency, gain, label=f"{'points' if quadrature == 'midpoint' else 'cells'}, {kernel}")
+    axes.axvspan(size, nodes - 1, color="gray", alpha=0.12, linewidth=0)
+    axes.text(size + 1, 1.08, f"beyond what {size} samples tell: it comes back as another frequency", fontsize=8)
+    axes.set(xlabel="half-cycles along the axis", ylabel="root mean square, of the nodes' own", ylim=(0, 1.2))
+    axes.legend(frameon=False, fontsize=8)
+    save(figure, options.folder / "aliasing.png")
+
+
 FIGURES: dict[str, Callable[[argparse.Namespace], None]] = {
     "continuous": continuous,
     "permutation": permutation,
     "reconstruction": reconstruction,
     "capacity": capacity,
+    "aliasing": aliasing,
 }
 
 
