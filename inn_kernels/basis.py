@@ -37,7 +37,7 @@ class Basis(NamedTuple):
 
     @property
     def knots_between_nodes(self) -> bool:
-        """Whether piece i is the cell of node i, from i - 1/2 to i + 1/2, and not what lies between nodes i and i + 1."""
+        """Whether piece i is the cell of node i, not what lies between nodes i and i + 1."""
         return self.kernel == "conservative"
 
     @property

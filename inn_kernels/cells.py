@@ -97,4 +97,5 @@ def parts_of(edges: Tensor, nodes: int, basis: Basis) -> Parts:
     # The last part takes what the others leave, so that the parts of a cell make up its width to the last bit.
     inner = torch.where(j < final, j + 1 - low, 0.0)
     own = torch.where(j < final, inner, torch.where(j == final, torch.where(j == 0, width, width - (j - begin)), 0.0))
-    return Parts(piece.to(torch.int64), low + own / 2 - j, own / 2, own / width)
+    share = torch.where((j == 0) & (final == 0), 1.0, own / width)  # an only part has no share to differentiate
+    return Parts(piece.to(torch.int64), low + own / 2 - j, own / 2, share)

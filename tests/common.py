@@ -8,6 +8,7 @@ definition in the dtype under test.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -136,12 +137,13 @@ def cell_matrix(
     edges = edges.double()
     knots = torch.arange(1, 2 * nodes).double() / (2 * nodes)
     rows = []
-    for low, high in zip(edges[:-1], edges[1:]):
+    for low, high in itertools.pairwise(edges):
         ends = torch.cat([low[None], knots[(knots > low) & (knots < high)], high[None]])
         half, middle = ends.diff() / 2, (ends[1:] + ends[:-1]) / 2
         at = (middle[:, None] + half[:, None] * points).flatten()
         values = sampling_matrix(at, nodes, a, boundary, centred=True, kernel=kernel)
-        rows.append((half[:, None] * weights).flatten() @ values / (high - low))
+        share = half / (high - low) if len(half) > 1 else torch.full((1,), 0.5, dtype=torch.float64)
+        rows.append((share[:, None] * weights).flatten() @ values)
     return torch.stack(rows)
 
 

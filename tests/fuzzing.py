@@ -14,6 +14,7 @@ from torch import Tensor
 
 import oracle
 from common import BOUNDARIES, DTYPES, QUADRATURES
+from inn_kernels.basis import KERNELS
 from programs import Call, value
 
 # Tensors ----------------------------------------------------------------------------------------------------
@@ -68,13 +69,18 @@ GRADS = (
 
 @st.composite
 def partition(draw: Any, n: int, nodes: int, rule: str, fewest: int = 1) -> str:
-    """At least `fewest` increasing points, about n, on an axis of `nodes`; or n itself. An expression."""
+    """At least `fewest` increasing points, about n, on an axis of `nodes`; or n itself. An expression.
+
+    For "cells" they are edges, two at least.
+    """
     dtype, seed, start = draw(dtypes), draw(seeds), draw(st.sampled_from([0.25, 0.37, 0.5]))
     if rule == "gauss-legendre" and n > 7:
         legendre = f"inn.gauss_legendre_partition({n}, dtype=torch.float64)"
         return draw(st.sampled_from([f"{n}", legendre if n <= oracle.MOST else f"{n}"]))
     sits = f"((torch.arange({nodes}).double() + 0.5) / {nodes})"
-    if rule != "midpoint":
+    if rule == "cells":  # edges of the cells of nodes, and their middles
+        sits = f"(torch.arange({2 * nodes + 1}).double() / {2 * nodes})"
+    elif rule != "midpoint":
         sits = f"(torch.arange({nodes}).double() / {max(nodes - 1, 1)})"
     drawn = draw(
         st.sampled_from(
@@ -106,17 +112,17 @@ def stable(rule: str, expression: str) -> bool:
     return p.shape[0] < (30 if rule == "simpson" else 8) and float(oracle.quadrature_size(rule, p).sum()) < 100
 
 
-def points(expression: str) -> int:
-    """How many points an expression makes."""
+def points(expression: str, cells: bool = False) -> int:
+    """How many points, or cells between edges, an expression makes."""
     made = value(expression)
-    return made.shape[0] if isinstance(made, Tensor) else made
+    return made.shape[0] - cells if isinstance(made, Tensor) else made
 
 
 # Calls ------------------------------------------------------------------------------------------------------
 
 
 @st.composite
-def quadrature(draw: Any, tensors: dict[str, str], names: tuple[str, ...] = QUADRATURES) -> str:
+def quadrature(draw: Any, tensors: dict[str, str], names: tuple[str, ...] = (*QUADRATURES, "cells", "cells")) -> str:
     """A rule: a name, "tensor", or the expression of a callable. How common parameters of a basis are drawn, too."""
     return draw(st.sampled_from([*(repr(name) for name in names), "tensor", *CALLABLES]))
 
@@ -135,9 +141,11 @@ def sampling(draw: Any, shape: tuple[int, ...], sizes: tuple[int, ...], backend:
         if draw(st.integers(0, 7)) == 7:
             spatial.append("None")
             continue
-        closed = rule in ("'trapezoid'", "'simpson'") or (dim > 1 and not rule.startswith("'"))
+        cells = rule == "'cells'"
+        closed = cells or rule in ("'trapezoid'", "'simpson'") or (dim > 1 and not rule.startswith("'"))
         name = ("out_partition", "in_partition")[dim] if dim < 2 else f"spatial_partition_{dim - 2}"
-        tensors[name] = draw(partition(n, nodes, rule.strip("'") if dim else "", 2 if closed and dim else 1))
+        named = rule.strip("'") if dim or cells else ""
+        tensors[name] = draw(partition(n, nodes, named, 2 if closed and (dim or cells) else 1))
         spatial.append(name)
     if len(spatial) > 2:
         options["spatial_partitions"] = f"[{', '.join(spatial[2:])}]"
@@ -149,12 +157,13 @@ def sampling(draw: Any, shape: tuple[int, ...], sizes: tuple[int, ...], backend:
     options["scale"] = repr(draw(st.sampled_from([1.0, -2.5, 3, 0.001, 0.0])))
     options["a"] = repr(draw(st.sampled_from([-0.75, -0.5, 0, 1.3])))
     options["boundary"] = repr(draw(st.sampled_from(BOUNDARIES)))
+    options["kernel"] = repr(draw(st.sampled_from(("cubic", *KERNELS))))
     return tensors, options
 
 
-def count(tensors: dict[str, str], name: str, nodes: int) -> int:
-    """Points of a dimension: the nodes' own where it is discrete."""
-    return points(tensors[name]) if name in tensors else nodes
+def count(tensors: dict[str, str], options: dict[str, str], name: str, nodes: int) -> int:
+    """Points or cells of a dimension: the nodes' own where it is discrete."""
+    return points(tensors[name], options.get("quadrature") == "'cells'") if name in tensors else nodes
 
 
 @st.composite
@@ -207,7 +216,7 @@ def linear(draw: Any, backend: str | None) -> Call:
     m, n, k, l = draw(sizes(backend, 16))
     taps = draw(st.sampled_from([1, 1, 1, 4]))
     partitions, options = draw(sampling((m, n), (k, l), backend))
-    width = count(partitions, "in_partition", n) * taps
+    width = count(partitions, options, "in_partition", n) * taps
     rows = draw(st.sampled_from([(3,), (1,), (16,), (0,), (), (2, 3)]))
     nodes, x = draw(stored(backend)), draw(stored(backend))
     tensors = {"x": draw(tensor((*rows, width), x)), "nodes": draw(tensor((m, n, taps) if taps > 1 else (m, n), nodes))}
@@ -230,10 +239,10 @@ def convolution(draw: Any, backend: str | None, ranks: tuple[int, ...] = (1, 2, 
     stride = 1 if padding == "'same'" else stride
     spatial = draw(st.integers(0, 5)) == 5
     partitions, options = draw(sampling((m, n, *kernel) if spatial else (m, n), (k, l, 2, 3, 2), backend))
-    outputs = count(partitions, "out_partition", m)
+    outputs = count(partitions, options, "out_partition", m)
     groups = draw(st.sampled_from([g for g in (1, 1, 2, 3, outputs) if outputs % g == 0 and g < 20]))
-    channels = count(partitions, "in_partition", n) * groups
-    reach = [count(partitions, f"spatial_partition_{i}", size) for i, size in enumerate(kernel)]
+    channels = count(partitions, options, "in_partition", n) * groups
+    reach = [count(partitions, options, f"spatial_partition_{i}", size) for i, size in enumerate(kernel)]
     space = tuple(dilation * (size - 1) + 1 + draw(st.integers(0, 3)) for size in reach)
     if channels * torch.Size(space).numel() * outputs > 10**5:
         reject()

@@ -2,6 +2,8 @@
 
     W = nodes sampled along each dimension by S [K, M],  S[k, i] = q[k] u(s_k - i)        y = W, or W x + S_out bias
 
+with the mean of u over a cell in place of its value at a point where the rule is "cells".
+
 u, the boundary and q are written out here and in `common`; nothing of `inn_kernels` takes part. y is linear in each of
 x, nodes, bias and the matrices S, so the same few lines with absolute values give the sum of the absolute values of all
 terms of a value or a gradient: what a unit in the last place is measured by where terms cancel.
@@ -127,8 +129,10 @@ def legendre(n: int) -> Tensor:
 
 
 def points_of(rule: Rule, n: int) -> Tensor:
-    """The points that n asks for."""
+    """The points that n asks for, or the edges of cells."""
     named = rule if isinstance(rule, str) else ""
+    if named == "cells":
+        return common.equal_edges(n)
     return {"midpoint": midpoint, "gauss-legendre": legendre}.get(named, uniform)(n)
 
 
@@ -144,9 +148,12 @@ class Dimension(NamedTuple):
     rule: Rule | None  # None: sampled, not integrated
     scale: float
     basis: dict[str, Any]
+    cells: bool  # points are the edges of cells
 
     def sampling(self, points: Tensor) -> Tensor:
         """u(s_k - i), [K, M], without the quadrature."""
+        if self.cells:
+            return common.cell_matrix(points, self.nodes, **self.basis)
         return common.sampling_matrix(points, self.nodes, **self.basis)
 
     @property
@@ -156,14 +163,43 @@ class Dimension(NamedTuple):
 
     def weights(self, points: Tensor, rule: Rule | None) -> Tensor:
         """q times scale, [K]."""
-        return points.new_ones(points.shape[0]) if rule is None else quadrature(rule, points) * self.scale
+        if rule is None:
+            return points.new_ones(points.shape[0] - self.cells)
+        return (points.diff() if self.cells else quadrature(rule, points)) * self.scale
+
+    def slopes(self, points: Tensor, floor: float) -> list[Tensor]:
+        """How strongly u(s_k - i) depends on a point: of each row on its own point, or of a cell's on either edge.
+
+        Of cells, W' = (F(e) - W) / width where that is small, else the slope of F: the mean of a narrow cell has that
+        of its middle. What cancels there is rounded in float64 where a knot lies inside.
+        """
+        h = 1e-4 / self.nodes
+        left, here, right = (self.sampling(p).abs() for p in (points - h, points, points + h))
+        touched = left + here + right > 0
+        rounding = touched * self.nodes * self.rounding / floor
+        if not self.cells:
+            return [(self.sampling(points + h) - self.sampling(points - h)).abs() / (2 * h) + rounding]
+        at = {name: value for name, value in self.basis.items() if name != "centred"}
+        value = common.sampling_matrix(points, self.nodes, centred=True, **at).abs()
+        width, steepest = points.diff()[:, None], 3 * self.nodes * (1 + abs(self.basis["a"]))
+        cancelled = (points[1:] * self.nodes * 2).ceil() - (points[:-1] * self.nodes * 2).floor() > 1  # a knot inside
+        found = []
+        for edge in (value[:-1], value[1:]):
+            far = (edge + here) / width
+            limit = steepest * ((edge + here > 0) | touched)
+            lost = cancelled[:, None] * far * torch.finfo(torch.float64).eps * 8 / floor
+            found.append(torch.minimum(far, limit) + rounding + lost)
+        return found
 
 
 def dimensions(arguments: Mapping[str, Any]) -> list[Dimension]:
     """The sampled dimensions of a call, the input's and spatial ones integrated, the first of those scaled."""
     rule, scale = arguments.get("quadrature", "trapezoid"), arguments.get("scale", 1.0)
-    basis = {"a": arguments.get("a", -0.75), "boundary": arguments.get("boundary", "clamp")}
-    basis["centred"] = isinstance(rule, str) and rule == "midpoint"
+    defaults = {"a": -0.75, "boundary": "clamp", "kernel": "cubic"}
+    basis = {name: arguments.get(name, default) for name, default in defaults.items()}
+    cells = isinstance(rule, str) and rule == "cells"
+    if not cells:
+        basis["centred"] = isinstance(rule, str) and rule == "midpoint"
     spatial = arguments.get("spatial_partitions") or []
     names = ["out_partition", "in_partition", *(f"spatial_partition_{i}" for i in range(len(spatial)))]
     result = []
@@ -171,7 +207,7 @@ def dimensions(arguments: Mapping[str, Any]) -> list[Dimension]:
         if partition is None:
             continue
         own = None if dim == 0 else rule if dim == 1 or isinstance(rule, str) else "trapezoid"
-        result.append(Dimension(dim, name, arguments["nodes"].shape[dim], own, scale if dim else 1.0, basis))
+        result.append(Dimension(dim, name, arguments["nodes"].shape[dim], own, scale if dim else 1.0, basis, cells))
         scale = 1.0 if dim else scale
     return result
 
@@ -242,14 +278,16 @@ class Definition:
         rules = {
             d.name: self.own["quadrature"].double() if isinstance(d.rule, Tensor) else d.rule for d in self.dimensions
         }
-        bare, slope, weight, matrices = {}, {}, {}, {}
+        bare, weight, matrices = {}, {}, {}
         for d in self.dimensions:
             p, rule, h = self.points[d.name], rules[d.name], 1e-4 / d.nodes
             left, here, right = map(d.sampling, (p - h, p, p + h))
             touched = left.abs() + here.abs() + right.abs() > 0
             bare[d.name] = here.abs() + touched * d.rounding / floor
-            slope[d.name] = (right - left).abs() / (2 * h) + touched * d.nodes * d.rounding / floor
-            weight[d.name] = p.new_ones(len(p)) if rule is None else quadrature_size(rule, p) * abs(d.scale)
+            if d.cells:
+                weight[d.name] = d.weights(p, rule).abs()
+            else:
+                weight[d.name] = p.new_ones(len(p)) if rule is None else quadrature_size(rule, p) * abs(d.scale)
             matrix = bare[d.name] * weight[d.name][:, None] + touched * smallest
             matrices[d.dim] = matrix.requires_grad_()
         y = multiply(self.function, tensors, matrices, self.window)
@@ -258,7 +296,12 @@ class Definition:
         for d, size in zip(self.dimensions, found[len(tensors) :]):  # size [K, M]: of the gradient in S
             p, rule = self.points[d.name], rules[d.name]
             of_weight = (bare[d.name] * size).sum(1) * abs(d.scale)
-            result[d.name] = (slope[d.name] * size).sum(1) * weight[d.name]
+            rows = [(slope * size).sum(1) * weight[d.name] for slope in d.slopes(p, floor)]
+            if d.cells:  # each edge bounds two cells
+                ends = [row + (0 if rule is None else of_weight) for row in rows]
+                result[d.name] = F.pad(ends[0], (0, 1)) + F.pad(ends[1], (1, 0))
+                continue
+            result[d.name] = rows[0]
             if rule is not None and not isinstance(rule, Tensor) and d.name in wanted:
                 result[d.name] = result[d.name] + of_weight @ quadrature_slopes(rule, p)
             if isinstance(rule, Tensor):

@@ -1,4 +1,4 @@
-"""Weights integrated over cells: values against dense integration, gradients, every backend, nodes of a given weight."""
+"""Weights integrated over cells against dense integration, in every backend; gradients; nodes of a given weight."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,14 @@ import integral_nn as inn
 from common import BOUNDARIES, DTYPES, Case, rand, relative_error
 from inn_kernels.basis import KERNELS
 
-CASES = (Case(7, 5, 3, 4), Case(17, 13, 17, 13), Case(1, 2, 2, 3), Case(3, 2, 11, 9), Case(40, 33, 9, 5), Case(24, 20, 18, 15))
+CASES = (
+    Case(7, 5, 3, 4),
+    Case(17, 13, 17, 13),
+    Case(1, 2, 2, 3),
+    Case(3, 2, 11, 9),
+    Case(40, 33, 9, 5),
+    Case(24, 20, 18, 15),
+)
 BACKENDS = ("cpp", "triton", "reference")
 
 
@@ -55,7 +62,9 @@ def test_every_backend_integrates(case, kernel, backend):
                 rounded = exact(nodes.to(dtype).double(), out, inner, kernel, 3.0)
                 assert relative_error(found, rounded) < tolerance(dtype)
             if kind == "equal" and not rest:
-                whole = inn.discretize(nodes, case.K, case.L, quadrature="cells", kernel=kernel, scale=3.0, backend=None)
+                whole = inn.discretize(
+                    nodes, case.K, case.L, quadrature="cells", kernel=kernel, scale=3.0, backend=None
+                )
                 assert relative_error(whole, truth) < 1e-12
 
 

@@ -37,6 +37,7 @@ def windows(dimension: oracle.Dimension, p: Tensor) -> Tensor:
     """Whether node i is among the four consecutive ones around point k, [K, M]; beside a node, of either cell."""
     nodes = dimension.nodes
     s, i = (p * nodes - 0.5 if dimension.basis["centred"] else p * (nodes - 1)), torch.arange(nodes)
+    s = s + 0.5 if dimension.basis["kernel"] == "conservative" else s
     held = torch.zeros(p.shape[0], nodes, dtype=torch.bool)
     for slack in (-nodes * 2.0**-20, nodes * 2.0**-20):
         first = (torch.floor(s + slack) - 1).clamp(0, max(nodes - 4, 0))[:, None]
@@ -116,7 +117,8 @@ def check_not_finite(draw: Any, backend: str, anywhere: bool = False) -> None:
     floating = tuple(n for n, e in call.tensors.items() if isinstance(programs.value(e), Tensor))
     plain = "spatial_partitions" not in call.options and call.options.get("groups", "1") == "1"
     taps = call.function == "integral_linear" and programs.value(call.tensors["nodes"]).dim() == 3
-    assume(plain and not taps)
+    cells = call.options.get("quadrature") == "'cells'"  # whose windows are of many lengths: tests of the operators
+    assume(plain and not taps and not cells)
     call = call._replace(trained=floating)
     with programs.reported(call.program):
         scope = run(call)
