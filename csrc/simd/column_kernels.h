@@ -48,12 +48,12 @@ struct Gather {
 template <TapCount taps, typename V, typename Accumulator, typename Reader, int Rows, int... r>
 INN_INLINE void sum_taps(const ColumnBlock& block, const Accumulator* weight, const int32_t* count,
                          const Reader (&reader)[Rows], V (&sum)[Rows], std::integer_sequence<int, r...>) {
-  const auto add = [&](int32_t t) {  // every lane has tap t
+  const auto add = [&](int32_t t) INN_INLINED {  // every lane has tap t
     const V here = V::load(weight + int64_t(t) * V::width);
     const typename V::Mask mask = V::greater(count, t);
     ((sum[r] = V::multiply_add(here, reader[r].tap(t, mask), sum[r])), ...);
   };
-  const auto add_masked = [&](int32_t t) {
+  const auto add_masked = [&](int32_t t) INN_INLINED {
     const V here = V::load(weight + int64_t(t) * V::width);
     const typename V::Mask mask = V::greater(count, t);
     ((sum[r] = V::multiply_add_where(mask, here, reader[r].tap(t, mask), sum[r])), ...);
@@ -67,10 +67,12 @@ INN_INLINE void sum_taps(const ColumnBlock& block, const Accumulator* weight, co
     if constexpr (taps == TapCount::kFour) add(3);
   } else {
     ((sum[r] = V::multiply_or_zero(mask, first, reader[r].tap(0, mask))), ...);
-    if constexpr (taps == TapCount::kUpToFour) {
+    if constexpr (taps != TapCount::kAny) {
       add_masked(1);
       add_masked(2);
       add_masked(3);
+      if constexpr (taps == TapCount::kUpToFive || taps == TapCount::kUpToSix) add_masked(4);
+      if constexpr (taps == TapCount::kUpToSix) add_masked(5);
     } else {
       int32_t t = 1;
       for (; t < block.min_taps; ++t) add(t);
@@ -116,6 +118,8 @@ void columns_read_by(TapCount taps, const ColumnView<Accumulator>& table, int64_
   if (taps == TapCount::kThree) return columns_of_kind<Reader, TapCount::kThree>(table, begin, end, group, rows);
   if (taps == TapCount::kFour) return columns_of_kind<Reader, TapCount::kFour>(table, begin, end, group, rows);
   if (taps == TapCount::kUpToFour) return columns_of_kind<Reader, TapCount::kUpToFour>(table, begin, end, group, rows);
+  if (taps == TapCount::kUpToFive) return columns_of_kind<Reader, TapCount::kUpToFive>(table, begin, end, group, rows);
+  if (taps == TapCount::kUpToSix) return columns_of_kind<Reader, TapCount::kUpToSix>(table, begin, end, group, rows);
   columns_of_kind<Reader, TapCount::kAny>(table, begin, end, group, rows);
 }
 

@@ -7,9 +7,11 @@
 #include <cstdint>
 
 #if defined(_MSC_VER)
+#define INN_INLINED  // a lambda
 #define INN_INLINE __forceinline
 #else
-#define INN_INLINE inline __attribute__((always_inline))
+#define INN_INLINED __attribute__((always_inline))
+#define INN_INLINE inline INN_INLINED
 #endif
 
 namespace inn {
@@ -29,7 +31,7 @@ struct BandView {
 // The same matrix cut for vectors: `width` consecutive elements of an output row make a block. An element is
 // (output o, offset tau) at o * stride + tau, and tap i of it reads the input element
 // (first[o] + i) * stride + tau, so a block needs one set of lane indices for all its taps.
-enum class TapCount : uint8_t { kThree, kFour, kUpToFour, kAny };  // in every lane of a block
+enum class TapCount : uint8_t { kThree, kFour, kUpToFour, kUpToFive, kUpToSix, kAny };  // in every lane of a block
 // How the lanes of a block are drawn from a row buffer: from registers that are loaded once and hold what all taps
 // read, from registers loaded for each tap, or from memory lane by lane.
 enum class Access : uint8_t { kFixed1, kFixed2, kMoving1, kMoving2, kMoving4, kGather };
