@@ -57,8 +57,9 @@ struct ColumnView {
 
 constexpr int kRowGroup = 4;       // output rows that go through a tile together
 constexpr int kDotLanes = 16;      // partial sums of a dot product, whatever the vector width
-// Elements past the last one that kernels may load (never use) of a row buffer: at most 31 in the last window of four
-// vectors, and three strides of less than kRunLength where a block has one tap and kernels load four.
+// Elements past the last one that kernels may load (never use) of a row buffer: a window of four vectors begins at an
+// element there is, 63 from its last; where a block has one tap and kernels load four, it is at most 31 past the end
+// and three strides of less than kRunLength.
 constexpr int kSourcePadding = 80;
 
 // `source` and `row` pointers are void because tables of kernels are indexed by storage type.
