@@ -92,7 +92,8 @@ def test_negative_dimensions(backend):
         run.spread(y, taps.start, taps.weight, 7, dim, y.dtype),
     )
     assert torch.equal(
-        run.interpolate_tap_gradient(x, y, taps.start, 4, dim - 4), run.interpolate_tap_gradient(x, y, taps.start, 4, dim)
+        run.interpolate_tap_gradient(x, y, taps.start, 4, dim - 4),
+        run.interpolate_tap_gradient(x, y, taps.start, 4, dim),
     )
 
 

