@@ -192,7 +192,9 @@ ColumnTable<Accumulator>::ColumnTable(const Band<Accumulator>& band, int64_t str
     here.base = high < 0 ? band.first[output[0]] * stride : low;
     here.min_taps = *std::min_element(lane_count, lane_count + width);  // 0 in a partial block: the rest is masked
     here.max_taps = *std::max_element(lane_count, lane_count + width);
-    here.taps = here.max_taps > 4                          ? TapCount::kAny
+    here.taps = here.max_taps > 6                          ? TapCount::kAny
+                : here.max_taps == 6                       ? TapCount::kUpToSix
+                : here.max_taps == 5                       ? TapCount::kUpToFive
                 : here.min_taps == 4                       ? TapCount::kFour
                 : here.min_taps == 3 && here.max_taps == 3 ? TapCount::kThree
                                                            : TapCount::kUpToFour;

@@ -1,7 +1,7 @@
 """Flop formulas of the operations that multiply matrices, for torch.utils.flop_counter.
 
 Two a multiply-add of the product, which the fused operations form between nodes, as PyTorch counts mm and convolutions.
-Sampling is not counted: four taps a value are elementwise work, of which PyTorch counts none either.
+Sampling is not counted: a few taps a value are elementwise work, of which PyTorch counts none either.
 """
 
 from __future__ import annotations

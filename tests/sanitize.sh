@@ -13,5 +13,5 @@ export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrac
 export INN_KERNELS_FUZZ_CASES=${INN_KERNELS_FUZZ_CASES:-2000}
 library() { "${CC:-gcc}" -print-file-name="$1"; }
 LD_PRELOAD="$(library libasan.so) $(library libubsan.so) $(library libstdc++.so.6)" "$python" -m pytest -q -s \
-    -p no:cacheprovider tests/kernels/test_csrc.py tests/kernels/test_csrc_fuzz.py tests/kernels/test_operators.py \
+    -p no:cacheprovider tests/kernels/test_csrc*.py tests/kernels/test_any_taps.py tests/kernels/test_operators.py \
     tests/kernels/test_golden.py tests/functional/test_interpolate.py tests/functional/test_discretize.py

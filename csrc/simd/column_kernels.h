@@ -18,7 +18,7 @@ struct FixedWindow {
   template <typename Accumulator>
   FixedWindow(const Accumulator* source, const int32_t* index, int64_t stride)
       : window(source), lanes(V::load_index(index)), stride(int32_t(stride)) {}
-  V tap(int32_t t, typename V::Mask) const { return window.pick(V::shift(lanes, t * stride)); }
+  INN_INLINE V tap(int32_t t, typename V::Mask) const { return window.pick(V::shift(lanes, t * stride)); }
 };
 
 template <typename V, typename Accumulator, int Registers>
@@ -28,7 +28,7 @@ struct MovingWindow {
   int64_t stride;
   MovingWindow(const Accumulator* source, const int32_t* index, int64_t stride)
       : source(source), lanes(V::load_index(index)), stride(stride) {}
-  V tap(int32_t t, typename V::Mask) const {
+  INN_INLINE V tap(int32_t t, typename V::Mask) const {
     return typename V::template Window<Registers>(source + t * stride).pick(lanes);
   }
 };
@@ -40,36 +40,39 @@ struct Gather {
   int64_t stride;
   Gather(const Accumulator* source, const int32_t* index, int64_t stride)
       : source(source), lanes(V::load_index(index)), stride(stride) {}
-  V tap(int32_t t, typename V::Mask mask) const { return V::gather(source + t * stride, lanes, mask); }
+  INN_INLINE V tap(int32_t t, typename V::Mask mask) const { return V::gather(source + t * stride, lanes, mask); }
 };
 
-// sum_t weight[t] * (what tap t reads), for the lanes of one block in Rows rows: its weights and masks serve all.
-template <TapCount taps, typename V, int Rows, typename Accumulator, typename Reader>
-inline void sum_taps(const ColumnBlock& block, const Accumulator* weight, const int32_t* count,
-                     const Reader (&reader)[Rows], V (&sum)[Rows]) {
-  const auto add = [&](int32_t t) {  // every lane has tap t
+// sum_t weight[t] * (what tap t reads), for the lanes of one block in the rows r: its weights and masks serve all. The
+// rows are written out: a sum at an index that the compiler knows is one it keeps in a register.
+template <TapCount taps, typename V, typename Accumulator, typename Reader, int Rows, int... r>
+INN_INLINE void sum_taps(const ColumnBlock& block, const Accumulator* weight, const int32_t* count,
+                         const Reader (&reader)[Rows], V (&sum)[Rows], std::integer_sequence<int, r...>) {
+  const auto add = [&](int32_t t) INN_INLINED {  // every lane has tap t
     const V here = V::load(weight + int64_t(t) * V::width);
     const typename V::Mask mask = V::greater(count, t);
-    for (int r = 0; r < Rows; ++r) sum[r] = V::multiply_add(here, reader[r].tap(t, mask), sum[r]);
+    ((sum[r] = V::multiply_add(here, reader[r].tap(t, mask), sum[r])), ...);
   };
-  const auto add_masked = [&](int32_t t) {
+  const auto add_masked = [&](int32_t t) INN_INLINED {
     const V here = V::load(weight + int64_t(t) * V::width);
     const typename V::Mask mask = V::greater(count, t);
-    for (int r = 0; r < Rows; ++r) sum[r] = V::multiply_add_where(mask, here, reader[r].tap(t, mask), sum[r]);
+    ((sum[r] = V::multiply_add_where(mask, here, reader[r].tap(t, mask), sum[r])), ...);
   };
   const V first = V::load(weight);
   const typename V::Mask mask = V::greater(count, 0);
   if constexpr (taps == TapCount::kThree || taps == TapCount::kFour) {
-    for (int r = 0; r < Rows; ++r) sum[r] = V::multiply(first, reader[r].tap(0, mask));
+    ((sum[r] = V::multiply(first, reader[r].tap(0, mask))), ...);
     add(1);
     add(2);
     if constexpr (taps == TapCount::kFour) add(3);
   } else {
-    for (int r = 0; r < Rows; ++r) sum[r] = V::multiply_or_zero(mask, first, reader[r].tap(0, mask));
-    if constexpr (taps == TapCount::kUpToFour) {
+    ((sum[r] = V::multiply_or_zero(mask, first, reader[r].tap(0, mask))), ...);
+    if constexpr (taps != TapCount::kAny) {
       add_masked(1);
       add_masked(2);
       add_masked(3);
+      if constexpr (taps == TapCount::kUpToFive || taps == TapCount::kUpToSix) add_masked(4);
+      if constexpr (taps == TapCount::kUpToSix) add_masked(5);
     } else {
       int32_t t = 1;
       for (; t < block.min_taps; ++t) add(t);
@@ -90,7 +93,7 @@ struct RowGroup {
 // Blocks of one kind, in the rows 0, 1, .. that r enumerates.
 template <typename Reader, TapCount taps, typename Accumulator, typename Out, int... r>
 void columns_of_kind(const ColumnView<Accumulator>& table, int64_t begin, int64_t end,
-                     const RowGroup<Accumulator, Out>& group, std::integer_sequence<int, r...>) {
+                     const RowGroup<Accumulator, Out>& group, std::integer_sequence<int, r...> rows) {
   using V = Vector<Accumulator>;
   const int64_t stride = table.stride, full = table.elements / V::width;
   Out* out = group.out;
@@ -100,7 +103,7 @@ void columns_of_kind(const ColumnView<Accumulator>& table, int64_t begin, int64_
     const Accumulator* source = group.source + (block.base - group.origin);
     const Reader reader[] = {Reader(source + r * group.source_stride, index, stride)...};
     V sum[sizeof...(r)];
-    sum_taps<taps>(block, table.weight + block.weight, table.count + b * V::width, reader, sum);
+    sum_taps<taps>(block, table.weight + block.weight, table.count + b * V::width, reader, sum, rows);
     if (b < full)
       (sum[r].store(out + r * group.out_stride), ...);
     else
@@ -115,6 +118,8 @@ void columns_read_by(TapCount taps, const ColumnView<Accumulator>& table, int64_
   if (taps == TapCount::kThree) return columns_of_kind<Reader, TapCount::kThree>(table, begin, end, group, rows);
   if (taps == TapCount::kFour) return columns_of_kind<Reader, TapCount::kFour>(table, begin, end, group, rows);
   if (taps == TapCount::kUpToFour) return columns_of_kind<Reader, TapCount::kUpToFour>(table, begin, end, group, rows);
+  if (taps == TapCount::kUpToFive) return columns_of_kind<Reader, TapCount::kUpToFive>(table, begin, end, group, rows);
+  if (taps == TapCount::kUpToSix) return columns_of_kind<Reader, TapCount::kUpToSix>(table, begin, end, group, rows);
   columns_of_kind<Reader, TapCount::kAny>(table, begin, end, group, rows);
 }
 

@@ -7,9 +7,11 @@
 #include <cstdint>
 
 #if defined(_MSC_VER)
+#define INN_INLINED  // a lambda
 #define INN_INLINE __forceinline
 #else
-#define INN_INLINE inline __attribute__((always_inline))
+#define INN_INLINED __attribute__((always_inline))
+#define INN_INLINE inline INN_INLINED
 #endif
 
 namespace inn {
@@ -29,7 +31,7 @@ struct BandView {
 // The same matrix cut for vectors: `width` consecutive elements of an output row make a block. An element is
 // (output o, offset tau) at o * stride + tau, and tap i of it reads the input element
 // (first[o] + i) * stride + tau, so a block needs one set of lane indices for all its taps.
-enum class TapCount : uint8_t { kThree, kFour, kUpToFour, kAny };  // in every lane of a block
+enum class TapCount : uint8_t { kThree, kFour, kUpToFour, kUpToFive, kUpToSix, kAny };  // in every lane of a block
 // How the lanes of a block are drawn from a row buffer: from registers that are loaded once and hold what all taps
 // read, from registers loaded for each tap, or from memory lane by lane.
 enum class Access : uint8_t { kFixed1, kFixed2, kMoving1, kMoving2, kMoving4, kGather };
@@ -55,8 +57,9 @@ struct ColumnView {
 
 constexpr int kRowGroup = 4;       // output rows that go through a tile together
 constexpr int kDotLanes = 16;      // partial sums of a dot product, whatever the vector width
-// Elements past the last one that kernels may load (never use) of a row buffer: at most 31 in the last window of four
-// vectors, and three strides of less than kRunLength where a block has one tap and kernels load four.
+// Elements past the last one that kernels may load (never use) of a row buffer: a window of four vectors begins at an
+// element there is, 63 from its last; where a block has one tap and kernels load four, it is at most 31 past the end
+// and three strides of less than kRunLength.
 constexpr int kSourcePadding = 80;
 
 // `source` and `row` pointers are void because tables of kernels are indexed by storage type.

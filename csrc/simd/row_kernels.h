@@ -1,6 +1,8 @@
 // Sums of whole runs of elements: a few rows weighted and added, elementwise. Included by kernel_bodies.h.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 
 namespace inn {
@@ -139,6 +141,9 @@ INN_INLINE void combine_short(const Accumulator* weight, int64_t rows, int64_t i
   }
 }
 
+template <int count>
+using Count = std::integral_constant<int, count>;
+
 template <int FixedInner, typename Accumulator, typename Out>
 void short_runs_of(const BandView<Accumulator>& band, int64_t begin, int64_t end, int64_t rows, int64_t inner,
                    const Accumulator* source_rows, int64_t source_stride, int64_t origin, void* out_rows,
@@ -152,20 +157,26 @@ void short_runs_of(const BandView<Accumulator>& band, int64_t begin, int64_t end
     const Accumulator* weight = band.weight + band.offset[o];
     const Accumulator* source = source_rows + (band.first[o] - origin) * inner;
     const bool overwritten = (end - o) * inner >= stored;
-    if (count == 4)
-      combine_short<4, FixedInner>(weight, rows, inner, source, source_stride, overwritten, out, out_stride);
-    else if (count == 3)
-      combine_short<3, FixedInner>(weight, rows, inner, source, source_stride, overwritten, out, out_stride);
-    else if (count == 2)
-      combine_short<2, FixedInner>(weight, rows, inner, source, source_stride, overwritten, out, out_stride);
-    else
-      for (int64_t row = 0; row < rows; ++row) {
-        Out* target = out + row * out_stride;
-        if (count == 0)
-          zero_run<Accumulator>(inner, target);
-        else
-          combine_run<0>(weight, count, source + row * source_stride, inner, inner, target);
-      }
+    const auto combine_as = [&](auto fixed) {
+      combine_short<fixed.value, FixedInner>(weight, rows, inner, source, source_stride, overwritten, out, out_stride);
+    };
+    switch (count) {
+      case 2: combine_as(Count<2>()); break;
+      case 3: combine_as(Count<3>()); break;
+      case 4: combine_as(Count<4>()); break;
+      case 5: combine_as(Count<5>()); break;
+      case 6: combine_as(Count<6>()); break;
+      case 7: combine_as(Count<7>()); break;
+      case 8: combine_as(Count<8>()); break;
+      default:
+        for (int64_t row = 0; row < rows; ++row) {
+          Out* target = out + row * out_stride;
+          if (count == 0)
+            zero_run<Accumulator>(inner, target);
+          else
+            combine_run<0>(weight, count, source + row * source_stride, inner, inner, target);
+        }
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "kernels.h"
 #include "storage_types.h"
 
 namespace inn {
@@ -91,10 +92,10 @@ struct Vector<float> {
   template <int Registers>
   struct Window {
     __m256 part[Registers];
-    explicit Window(const float* source) {
+    INN_INLINE explicit Window(const float* source) {
       for (int r = 0; r < Registers; ++r) part[r] = _mm256_loadu_ps(source + 8 * r);
     }
-    Vector pick(Index index) const {
+    INN_INLINE Vector pick(Index index) const {
       const __m256 low = _mm256_permutevar8x32_ps(part[0], index);
       if constexpr (Registers == 1) {
         return {low};

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "kernels.h"
 #include "storage_types.h"
 
 namespace inn {
@@ -80,10 +81,10 @@ struct Vector<float> {
   template <int Registers>
   struct Window {
     __m512 part[Registers];
-    explicit Window(const float* source) {
+    INN_INLINE explicit Window(const float* source) {
       for (int r = 0; r < Registers; ++r) part[r] = _mm512_loadu_ps(source + 16 * r);
     }
-    Vector pick(Index index) const {
+    INN_INLINE Vector pick(Index index) const {
       if constexpr (Registers == 1) {
         return {_mm512_permutexvar_ps(index, part[0])};
       } else if constexpr (Registers == 2) {
@@ -135,10 +136,10 @@ struct Vector<double> {
   template <int Registers>
   struct Window {
     __m512d part[Registers];
-    explicit Window(const double* source) {
+    INN_INLINE explicit Window(const double* source) {
       for (int r = 0; r < Registers; ++r) part[r] = _mm512_loadu_pd(source + 8 * r);
     }
-    Vector pick(Index index) const {
+    INN_INLINE Vector pick(Index index) const {
       const __m512i wide = _mm512_cvtepi32_epi64(index);
       if constexpr (Registers == 1)
         return {_mm512_permutexvar_pd(wide, part[0])};

@@ -1,101 +1,15 @@
-"""The compiled CPU kernels, called directly: against a dense S in float64, and as a library (symbols, bits, bad input).
-
-The bound on errors is the one that sums have: n terms in precision eps err by at most n * eps * (the sum of absolute
-values), and storing adds half a unit in the last place.
-"""
+"""The compiled CPU kernels, called directly: against a dense S in float64."""
 
 from __future__ import annotations
-
-import ctypes
-import hashlib
-import os
-import re
-import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 import inn_kernels.ops as ops
+from csrc_cases import DTYPES, KINDS, SIZES, accumulator, check, dense, in_float64, make_taps, terms_of, values
 
 pytestmark = pytest.mark.skipif(ops.compiled_missing is not None, reason=f"no compiled kernels: {ops.compiled_missing}")
-
-# (M_out, K, M_in, L): equal, prime, one to five, many more points than nodes and the other way round, empty
-SIZES = [
-    (1, 1, 1, 1),
-    (2, 3, 3, 2),
-    (3, 1, 5, 7),
-    (4, 4, 4, 4),
-    (5, 0, 7, 3),
-    (7, 13, 17, 5),
-    (31, 29, 61, 47),
-    (17, 53, 23, 101),
-    (64, 9, 130, 11),
-    (10, 7, 300, 30),
-    (11, 50, 40, 160),
-    (9, 0, 8, 0),
-    (6, 5, 150, 450),
-]
-KINDS = ["uniform", "random", "clustered"]
-DTYPES = [
-    (torch.float64, torch.float64),
-    (torch.float32, torch.float32),
-    (torch.float32, torch.bfloat16),
-    (torch.bfloat16, torch.float32),
-    (torch.float16, torch.float16),
-]
-
-
-def accumulator(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def make_taps(points, nodes, kind="uniform", dtype=torch.float32, seed=0):
-    """Taps with random weights (no kernel function is special) at points of the given kind; clustered: in one cell."""
-    rng = np.random.default_rng(seed)
-    position = {
-        "uniform": lambda: np.linspace(0, 1, points),
-        "random": lambda: np.sort(rng.random(points)),
-        "clustered": lambda: np.sort(0.41 + 1e-4 * rng.random(points)),
-    }[kind]()
-    start = np.clip(np.floor(position * (nodes - 1)) - 1, 0, max(0, nodes - 4)).astype(np.int32)
-    weight = rng.standard_normal((points, 4))
-    weight[start[:, None] + np.arange(4) >= nodes] = 0
-    return torch.from_numpy(start), torch.from_numpy(weight).to(dtype)
-
-
-def dense(start, weight, nodes):
-    """S [K, M] of the taps, float64."""
-    matrix = np.zeros((len(start), nodes + 4))
-    for t in range(4):
-        matrix[np.arange(len(start)), start.numpy() + t] += weight.double().numpy()[:, t]
-    return matrix[:, :nodes]
-
-
-def values(*shape, dtype, seed):
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def in_float64(tensor, *shape):
-    return tensor.double().numpy().reshape(shape)
-
-
-def check(got, want, absolute, terms):
-    """`absolute` is the same sum over absolute values, of at most `terms` terms."""
-    assert tuple(got.shape) == want.shape
-    eps = torch.finfo(accumulator(got.dtype)).eps
-    stored = torch.finfo(got.dtype)
-    bound = terms * eps * absolute + stored.eps * np.abs(want) + stored.tiny * stored.eps
-    error = np.abs(got.double().numpy() - want)
-    assert np.all(error <= bound), (
-        f"error {error.max():.3g} where {bound.flat[np.argmax(error - bound)]:.3g} is allowed"
-    )
-
-
-def terms_of(matrix):
-    return int((matrix != 0).sum(1).max(initial=0)) + 1
 
 
 @pytest.mark.parametrize("dtype, out_dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
@@ -282,84 +196,6 @@ def test_storage_rounds_as_pytorch_does(dtype):
             assert torch.equal(got[~got.isnan()], want[~want.isnan()])
 
 
-def digest(seed=0):
-    """A hash of every operation's bits at sizes that run on several threads: all dtypes, each with all kinds."""
-    total = hashlib.sha256()
-    shapes = [(150, 131, 161, 200, ()), (40, 70, 50, 43, (3, 3)), (50, 64, 60, 90, (5,))]
-    for i, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16, torch.float64)):
-        wide = accumulator(dtype)
-        for j, kind in enumerate(KINDS):
-            m_out, k, m_in, n, rest = shapes[(i + j) % 3]
-            taps = *make_taps(k, m_out, kind, wide, 1), *make_taps(n, m_in, kind, wide, 2)
-            nodes, grad = values(m_out, m_in, *rest, dtype=dtype, seed=3), values(k, n, *rest, dtype=dtype, seed=4)
-            results = [ops.discretize(nodes, *taps, dtype), ops.discretize_adjoint(grad, *taps, m_out, m_in, dtype)]
-            results += ops.discretize_tap_gradient(nodes, grad, *taps, True, True)
-            for dim in range(nodes.dim()):
-                start, weight = make_taps(117, nodes.shape[dim], kind, wide, 5)
-                results.append(ops.interpolate(nodes, start, weight, dim, dtype))
-                results.append(ops.interpolate_tap_gradient(nodes, results[-1], start, 4, dim))
-                results.append(ops.spread(results[-2], start, weight, nodes.shape[dim], dim, dtype))
-            for result in results:
-                total.update(result.contiguous().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
-
-
-def test_same_bits_on_any_number_of_threads_and_any_instruction_set():
-    threads = torch.get_num_threads()
-    try:
-        seen = {}
-        for n in (1, 3):
-            torch.set_num_threads(n)
-            seen[f"{n} threads"] = digest()
-    finally:
-        torch.set_num_threads(threads)
-    script = f"import sys; sys.path[:0] = {sys.path!r}; import test_csrc; print(test_csrc.digest())"
-    for isa in ("baseline", "avx2", "avx512"):
-        run = subprocess.run(
-            [sys.executable, "-c", script],
-            env={**os.environ, "INN_KERNELS_ISA": isa, "PYTHONPATH": os.path.dirname(__file__)},
-            capture_output=True,
-            text=True,
-        )
-        if run.returncode != 0 and "this processor has" in run.stderr:
-            continue
-        assert run.returncode == 0, run.stderr
-        seen[isa] = run.stdout.strip()
-    assert len(set(seen.values())) == 1, seen
-
-
-def library_path():
-    paths = [path for path in torch.ops.loaded_libraries if os.path.basename(path).startswith("_C")]
-    return next(path for path in paths if "inn_kernels" in path)
-
-
-def test_instruction_set_is_named():
-    name = ctypes.CDLL(library_path()).inn_kernels_instruction_set
-    name.restype = ctypes.c_char_p
-    assert name() in (b"baseline", b"avx2", b"avx512")
-
-
-@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
-def test_symbols_are_those_of_the_stable_abi():
-    path = library_path()
-    assert path.endswith(".abi3.so")
-
-    def symbols(which):
-        lines = subprocess.run(
-            ["nm", "-D", which, path], capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        return [line.split()[-1].partition("@")[0] for line in lines]
-
-    undefined = symbols("--undefined-only")
-    assert not [
-        name
-        for name in undefined
-        if re.match(r"_ZN?K?(St)?\d*(at|c10|torch)\d", name) or re.match(r"_ZNK?(2at|3c10|5torch)", name)
-    ]
-    assert not [name for name in undefined if name.startswith(("Py", "_Py"))]
-    assert not [name for name in symbols("--defined-only") if name.startswith(("Py", "_ZN3inn", "_ZNK3inn"))]
-
-
 def test_an_adjoint_of_no_points_is_zero():
     start, weight = make_taps(0, 9)
     full = make_taps(5, 9)
@@ -412,25 +248,3 @@ def test_a_long_dimension_is_made_of_pieces(inner):
     many = torch.zeros(nodes, dtype=torch.int32)
     sampled = ops.interpolate(x, many, weight[:1].expand(nodes, 4), 0, torch.bfloat16)
     assert torch.equal(sampled, sampled[:1].expand(nodes, inner))
-
-
-ADJOINT_OF_ONE_POINT = """
-import resource
-import torch
-from inn_kernels import ops
-one = torch.zeros(1, dtype=torch.int32), torch.ones(1, 4)
-none = torch.zeros(0, dtype=torch.int32), torch.ones(0, 4)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-empty = ops.discretize_adjoint(torch.ones(0, 1), *none, *one, 0, 2**31 - 1, torch.float32)
-assert empty.shape == (0, 2**31 - 1)
-row = ops.discretize_adjoint(torch.ones(1, 1), *one, *one, 1, 2**24, torch.float32)
-column = ops.discretize_adjoint(torch.ones(1, 1), *one, *one, 2**24, 1, torch.float32)
-kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-results = (row.nbytes + column.nbytes) / 1024
-assert kilobytes < 2 * results, f"{kilobytes} KB for results of {results} KB"
-"""
-
-
-def test_bands_cost_no_more_memory_than_the_result():
-    done = subprocess.run([sys.executable, "-c", ADJOINT_OF_ONE_POINT], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

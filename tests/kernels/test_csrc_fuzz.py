@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import common
-from inn_kernels import checks, ops, reference
+from inn_kernels import checks, operands, ops, reference
 
 FUZZ = settings(max_examples=int(os.environ.get("INN_KERNELS_FUZZ_CASES", "500")))  # cheap ones
 SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 64, 97, 130, 257, 1021, 5003)
 LAYOUTS = ("contiguous", "transposed", "sliced", "offset", "expanded", "channels_last", "negative")
-TAPS = ("spaced", "random", "repeated", "ends", "middle", "zeros", "identity")
+TAPS = ("spaced", "random", "repeated", "ends", "middle", "zeros", "padded", "identity")
+PER_POINT = (4, 4, 4, 1, 2, 3, 5, 6, 7, 8, 12, 33)
 VALUES = ("exact", "exact", "real", "infinite")
 
 
@@ -36,6 +37,7 @@ class Case(NamedTuple):
     operation: str
     nodes: tuple[int, int]
     points: tuple[int, int]
+    per_point: tuple[int, int]  # taps
     rest: tuple[int, ...]
     dim: int
     dtype: torch.dtype
@@ -62,6 +64,7 @@ def cases(draw: Callable[[st.SearchStrategy], Any], broken: bool) -> Case:
         operation,
         nodes,
         tuple(k if n else 0 for n, k in zip(nodes, points)),  # without nodes there is nothing to sample
+        draw(st.tuples(st.sampled_from(PER_POINT), st.sampled_from(PER_POINT))),
         tuple(rest),
         draw(st.integers(-len(rest) - 1, len(rest))),
         dtype,
@@ -102,8 +105,9 @@ class Maker:
 
     def taps(self, along: int) -> tuple[Tensor, Tensor]:
         nodes, points, kind = self.case.nodes[along], self.case.points[along], self.case.taps[along]
-        last = max(0, nodes - 4)
-        weight = self.numbers(points, 4)
+        taps = self.case.per_point[along]
+        last = max(0, nodes - taps)
+        weight = self.numbers(points, taps)
         start = torch.randint(0, last + 1, (points,), generator=self.generator)
         if kind == "spaced":
             start = torch.arange(points) * last // max(points - 1, 1)
@@ -115,9 +119,12 @@ class Maker:
             start = last // 2 + start // 16
         elif kind == "zeros":
             weight[torch.rand(points, generator=self.generator) < 0.5] = 0
+        elif kind == "padded":
+            ends = torch.randint(0, taps + 1, (2, points, 1), generator=self.generator)
+            weight[(torch.arange(taps) < ends[0] // 2) | (torch.arange(taps) >= ends[1])] = 0
         elif kind == "identity" and points == nodes:
             start = (torch.arange(points) - 1).clamp(0, last)
-            weight = torch.eye(points + 4, dtype=torch.float64)[torch.arange(points) - start][:, :4]
+            weight = torch.eye(points + taps, dtype=torch.float64)[torch.arange(points) - start][:, :taps]
         start = start.sort().values.int()
         layout = self.case.layouts[1]
         return self.laid_out(start, layout), self.laid_out(weight.to(self.wide), layout)
@@ -167,7 +174,7 @@ def arguments(case: Case) -> dict[str, Any]:
     if name == "spread":
         return {"x": along(k), **one, "nodes": m, "dim": case.dim, "dtype": case.out_dtype}
     if name == "interpolate_tap_gradient":
-        return {"x": along(m), "grad": along(k), "start": out[0], "dim": case.dim}
+        return {"x": along(m), "grad": along(k), "start": out[0], "taps": case.per_point[0], "dim": case.dim}
     batch = make.integer(0, 4)
     if name == "weight_gradient":
         return {"grad": make.values(batch, k), "x": make.values(batch, l)}
@@ -181,7 +188,7 @@ def arguments(case: Case) -> dict[str, Any]:
     window = {what: [make.integer(low, 3) for _ in "hw"] for what, low in (("stride", 1), ("padding", 0))}
     window["dilation"] = [make.integer(1, 3) for _ in "hw"]
     nodes = make.values(m, n, *kernel)
-    outputs = checks.window_sizes(size, kernel, *window.values())
+    outputs = operands.window_sizes(size, kernel, *window.values())
     grad = make.values(batch, k, *(max(s, 0) for s in outputs))
     if name == "conv_input_gradient":
         return {"grad": grad, "nodes": nodes, **both, "size": size, **window}
@@ -273,14 +280,19 @@ def assert_right(case: Case, given: list, results: tuple[Tensor, ...]) -> None:
         elif case.values == "real":
             assert_accurate(case, got, same.to(got.dtype), exact)
         elif case.operation in ("interpolate", "spread"):  # a product of three may cancel infinities on its way
-            assert torch.equal(got.isnan(), exact.isnan()) and torch.equal(got.isinf(), exact.isinf())
+            heard = torch.full_like(got, True, dtype=torch.bool)
+            if case.per_point[0] > 4:  # zeros at the ends of longer rows are not read: 0 inf may be 0
+                heard = ~exact.isnan()
+            assert torch.equal(got.isnan() & heard, exact.isnan() & heard)
+            assert torch.equal(got.isinf() & heard, exact.isinf() & heard)
 
 
 def assert_accurate(case: Case, got: Tensor, eager: Tensor, exact: Tensor) -> None:
-    """The tolerance rule. Tap gradients are sums of many positive terms, in order: those err as a random walk does."""
-    terms = math.prod(max(n, 1) for n in (*map(max, case.nodes, case.points), *case.rest))
-    walk = torch.finfo(got.dtype).eps * math.sqrt(terms) if "tap_gradient" in case.operation else 0.0
-    allowed = 2 * common.relative_error(eager, exact) + common.FLOOR[got.dtype] + walk
+    """The tolerance rule. Gradients of out_weight go through what a node hears of all points, positive terms added in
+    order, where the reference adds none: those err as a random walk does."""
+    allowed = 2 * common.relative_error(eager, exact) + common.FLOOR[got.dtype]
+    if case.operation == "discretize_tap_gradient":
+        allowed += torch.finfo(got.dtype).eps * math.sqrt(max(case.points))
     assert common.relative_error(got, exact) <= allowed
 
 

@@ -92,18 +92,12 @@ BAD = {
         ({"in_start": IN[0][None]}, r"in_start must have shape \[K\], got \[1, 6\]"),
         ({"out_weight": OUT[1].double()}, "out_weight must be float32 for such values, got float64"),
         (
-            {"in_weight": IN[1][:, :0]},
-            r"in_weight must have shape \[6, T\] with T >= 1 as in_start has 6 points, got \[6, 0",
-        ),
-        (
             {"in_weight": IN[1][:4]},
-            r"in_weight must have shape \[6, T\] with T >= 1 as in_start has 6 points, got \[4, 4\]",
+            r"in_weight must have shape \[6, T\] with T >= 1 as in_start has 6 points, got \[4, ",
         ),
-        (
-            {"in_weight": IN[1][..., None]},
-            r"in_weight must have shape \[6, T\] with T >= 1 as in_start has 6 points, got",
-        ),
-        ({"in_weight": zeros()}, r"in_weight must have shape \[6, T\] with T >= 1 as in_start has 6 points, got \[\]"),
+        ({"in_weight": IN[1][:, :0]}, r"in_weight must have shape \[6, T\] with T >= 1 .*, got \[6, 0\]"),
+        ({"in_weight": IN[1][..., None]}, r"in_weight must have shape \[6, T\] with T >= 1 .*, got \[6, 4, 1\]"),
+        ({"in_weight": zeros()}, r"in_weight must have shape \[6, T\] with T >= 1 .*, got \[\]"),
         ({"dtype": torch.int32}, "dtype must be float32, bfloat16, float16 or float64, got int32"),
         ({"dtype": torch.float64}, "nodes and dtype must both be float64 or neither"),
     ],
