@@ -48,11 +48,11 @@ report: $(VENV)/installed  ## docs/bench.md, its figures and README's table from
 # Every finished training is kept in runs/: a second call goes on from there. The pictures of clothes are Debian's package
 # dataset-fashion-mnist. One thread each: make -j2 paper for two cores.
 STUDIES := study-digits study-vgg study-nin study-resnet study-srcnn study-edsr study-crepe study-figures
-CLASSIFY := $(RUN) examples/classify.py --results bench/results
-SUPERRES := $(RUN) examples/superres.py --results bench/results --figures docs/figures
+CLASSIFY := $(RUN) -m bench.studies.classify --results bench/results
+SUPERRES := $(RUN) -m bench.studies.superres --results bench/results --figures docs/figures
 .PHONY: $(STUDIES)
 paper: $(STUDIES)  ## the paper's studies: bench/results/*.json, docs/paper.md, docs/figures (at most 90 minutes)
-	$(RUN) -m bench.paper
+	$(RUN) -m bench.studies.report
 $(STUDIES): $(VENV)/installed
 study-digits:
 	$(CLASSIFY) --data digits --net vgg --samples 1347
@@ -67,9 +67,9 @@ study-srcnn:
 study-edsr:
 	$(SUPERRES) --net edsr
 study-crepe:
-	$(RUN) examples/crepe.py --results bench/results
+	$(RUN) -m bench.studies.crepe --results bench/results
 study-figures:
-	$(RUN) examples/figures.py --folder docs/figures --results bench/results
+	$(RUN) -m bench.studies.figures --folder docs/figures --results bench/results
 
 sanitize: $(VENV)/installed  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	bash tests/sanitize.sh $(RUN)

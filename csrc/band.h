@@ -1,8 +1,11 @@
 // Banded matrices from taps, and how a row of outputs is cut into tiles.
 //
-// Taps (start [K], weight [K, 4]) are the rows of S [K, M]: point k = sum_t weight[k, t] * node[start[k] + t].
+// Taps (start [K], weight [K, T]) are the rows of S [K, M]: point k = sum_t weight[k, t] * node[start[k] + t].
 // Because start does not decrease, the transpose is banded as well: the points that touch node i are
 // consecutive. Discretizing and its adjoint are then one product with two kinds of band.
+//
+// Points have four taps. Cells have more, padded with zeros, and what is zero at the ends of a row costs nothing:
+// a band leaves it out.
 #pragma once
 
 #include <algorithm>
@@ -13,62 +16,92 @@
 
 namespace inn {
 
+// S: its rows as taps, `per_point` a point. Those beyond the last node are not read.
+template <typename Accumulator>
+struct TapView {
+  const int32_t* start;       // [points], never decreases
+  const Accumulator* weight;  // [points, per_point]
+  int64_t points, per_point;
+};
+
 // The outputs [begin, begin + outputs) of a dimension of `total`.
 template <typename Accumulator>
 struct Band {
   int64_t begin = 0, total = 0;
-  std::vector<int32_t> first;        // [outputs]; without inputs, where they would be: it never decreases
+  std::vector<int32_t> first;        // [outputs]; without inputs, where they would be
   std::vector<int32_t> count;        // [outputs]
   std::vector<int64_t> offset;       // [outputs]
   std::vector<Accumulator> weight;   // [sum of count], with gaps allowed
 
   int64_t outputs() const { return int64_t(first.size()); }
   BandView<Accumulator> view() const { return {first.data(), count.data(), offset.data(), weight.data()}; }
+
+  // Leaves out the zeros at both ends of an output's inputs.
+  void trim(int64_t o) {
+    const Accumulator* own = weight.data() + offset[o];
+    int32_t skip = 0;
+    while (count[o] > 0 && own[count[o] - 1] == 0) --count[o];
+    while (skip < count[o] && own[skip] == 0) ++skip;
+    first[o] += skip, count[o] -= skip, offset[o] += skip;
+  }
 };
+
+constexpr int64_t kTapsOfPoint = 4;  // rows of more are cells': padded, and worth trimming
 
 // Outputs [begin, end) of a dimension.
 struct Range {
   int64_t begin, end;
 };
 
-// S itself: outputs are points, inputs are nodes.
+// The windows of S: which nodes each point sees, with weights yet to be given.
 template <typename Accumulator>
-Band<Accumulator> band_of_points(const int32_t* start, const Accumulator* weight, int64_t points, int64_t nodes,
-                                 Range piece) {
+Band<Accumulator> band_of_windows(const TapView<Accumulator>& taps, int64_t nodes, Range piece) {
   const int64_t size = piece.end - piece.begin;
   Band<Accumulator> band;
   band.begin = piece.begin;
-  band.total = points;
-  band.first.assign(start + piece.begin, start + piece.end);
-  band.count.assign(size, int32_t(std::min<int64_t>(4, nodes)));
+  band.total = taps.points;
+  band.first.assign(taps.start + piece.begin, taps.start + piece.end);
+  band.count.assign(size, int32_t(std::min(taps.per_point, nodes)));
   band.offset.resize(size);
-  for (int64_t k = 0; k < size; ++k) band.offset[k] = 4 * k;
-  band.weight.assign(weight + 4 * piece.begin, weight + 4 * piece.end);
+  for (int64_t k = 0; k < size; ++k) band.offset[k] = taps.per_point * k;
+  return band;
+}
+
+// S itself: outputs are points, inputs are nodes.
+template <typename Accumulator>
+Band<Accumulator> band_of_points(const TapView<Accumulator>& taps, int64_t nodes, Range piece) {
+  Band<Accumulator> band = band_of_windows(taps, nodes, piece);
+  band.weight.assign(taps.weight + taps.per_point * piece.begin, taps.weight + taps.per_point * piece.end);
+  if (taps.per_point > kTapsOfPoint)
+    for (int64_t k = 0; k < band.outputs(); ++k) band.trim(k);
   return band;
 }
 
 // The transpose of S: outputs are nodes, inputs are points.
 template <typename Accumulator>
-Band<Accumulator> band_of_nodes(const int32_t* start, const Accumulator* weight, int64_t points, int64_t nodes,
-                                Range piece) {
-  const int64_t size = piece.end - piece.begin;
+Band<Accumulator> band_of_nodes(const TapView<Accumulator>& taps, int64_t nodes, Range piece) {
+  const int32_t* start = taps.start;
+  const int64_t size = piece.end - piece.begin, points = taps.points, before = taps.per_point - 1;
   Band<Accumulator> band;
   band.begin = piece.begin;
   band.total = nodes;
   band.first.resize(size);
   band.count.resize(size);
   band.offset.resize(size);
-  int64_t begin = std::lower_bound(start, start + points, piece.begin - 3) - start, end = begin;
-  band.weight.reserve(4 * (std::lower_bound(start + begin, start + points, piece.end) - (start + begin)));
+  int64_t begin = std::lower_bound(start, start + points, piece.begin - before) - start, end = begin;
+  const int64_t seen = std::lower_bound(start + begin, start + points, piece.end) - (start + begin);
+  band.weight.reserve(std::min(taps.per_point, nodes) * seen);
   for (int64_t i = 0; i < size; ++i) {
-    const int64_t node = piece.begin + i;  // points [begin, end): node - 3 <= start <= node
-    while (begin < points && start[begin] < node - 3) ++begin;
+    const int64_t node = piece.begin + i;  // points [begin, end): node - before <= start <= node
+    while (begin < points && start[begin] < node - before) ++begin;
     end = std::max(begin, end);
     while (end < points && start[end] <= node) ++end;
     band.first[i] = int32_t(begin);
     band.count[i] = int32_t(end - begin);
     band.offset[i] = int64_t(band.weight.size());
-    for (int64_t k = begin; k < end; ++k) band.weight.push_back(weight[4 * k + (node - start[k])]);
+    for (int64_t k = begin; k < end; ++k)
+      band.weight.push_back(taps.weight[taps.per_point * k + (node - start[k])]);
+    if (taps.per_point > kTapsOfPoint) band.trim(i);
   }
   return band;
 }
@@ -76,11 +109,16 @@ Band<Accumulator> band_of_nodes(const int32_t* start, const Accumulator* weight,
 // Whether S is the identity: as many points as nodes, each on its own and unweighted. So it is with all axes of a
 // converted network at full size.
 template <typename Accumulator>
-bool is_identity(const int32_t* start, const Accumulator* weight, int64_t points, int64_t nodes) {
-  if (points != nodes) return false;
-  for (int64_t k = 0; k < points; ++k)
-    for (int64_t t = 0; t < 4; ++t)
-      if (weight[4 * k + t] != Accumulator(start[k] + t == k)) return false;
+bool is_identity(const TapView<Accumulator>& taps, int64_t nodes) {
+  if (taps.points != nodes) return false;
+  const int64_t count = std::min(taps.per_point, nodes);
+  for (int64_t k = 0; k < nodes; ++k) {
+    const int64_t own = k - taps.start[k];
+    if (own < 0 || own >= count) return false;
+    const Accumulator* weight = taps.weight + taps.per_point * k;
+    for (int64_t t = 0; t < count; ++t)
+      if (weight[t] != Accumulator(t == own)) return false;
+  }
   return true;
 }
 

@@ -44,8 +44,7 @@ void for_bands(const Taps& taps, int64_t nodes, bool adjoint, const Function& fu
   const auto make = adjoint ? band_of_nodes<Accumulator> : band_of_points<Accumulator>;
   const int64_t outputs = adjoint ? nodes : taps.points;
   for (int64_t begin = 0; begin < outputs; begin += kPiece)
-    function(make(taps.start, taps.weight_as<Accumulator>(), taps.points, nodes,
-                  {begin, std::min(begin + kPiece, outputs)}));
+    function(make(taps.view<Accumulator>(), nodes, {begin, std::min(begin + kPiece, outputs)}));
 }
 
 // out [rows of A, outer, columns of B, inner] from in [.., outer, .., inner]: the piece of it whose bands are given.

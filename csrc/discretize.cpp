@@ -3,7 +3,7 @@
 //     W  = S_out nodes S_in^T       [M_out, M_in, *kernel] -> [K, L, *kernel]        (Eq. 6, scale and q are in the taps)
 //     d_nodes = S_out^T grad S_in   [K, L, *kernel] -> [M_out, M_in, *kernel]        (Neural Integral Lemma)
 //
-// Both are out = A in B^T with banded A and B (banded_product.h): four nodes a point one way, and the other way
+// Both are out = A in B^T with banded A and B (banded_product.h): a few nodes a point one way, and the other way
 // the consecutive points whose window covers a node.
 #include "operations.h"
 
@@ -15,7 +15,7 @@ namespace {
 // Calls `function` with the bands of a dimension, or with none where S is the identity: the dimension passes through.
 template <typename Accumulator, typename Function>
 void for_bands_unless_identity(const Taps& taps, int64_t nodes, bool adjoint, const Function& function) {
-  if (is_identity(taps.start, taps.weight_as<Accumulator>(), taps.points, nodes)) return function(nullptr);
+  if (is_identity(taps.view<Accumulator>(), nodes)) return function(nullptr);
   for_bands<Accumulator>(taps, nodes, adjoint, [&](const Band<Accumulator>& band) { function(&band); });
 }
 

@@ -24,7 +24,7 @@ Tensor interpolate(const Tensor& x, const Tensor& start, const Tensor& weight, i
 Tensor spread(const Tensor& x, const Tensor& start, const Tensor& weight, int64_t nodes, int64_t dim,
               ScalarType dtype);
 
-Tensor interpolate_tap_gradient(const Tensor& x, const Tensor& grad, const Tensor& start, int64_t dim);
+Tensor interpolate_tap_gradient(const Tensor& x, const Tensor& grad, const Tensor& start, int64_t taps, int64_t dim);
 
 std::vector<Tensor> discretize_foreach(std::vector<Tensor> nodes, std::vector<Tensor> start,
                                        std::vector<Tensor> weight, std::vector<int64_t> out, std::vector<int64_t> in,

@@ -32,7 +32,7 @@ void check_size(const Shape& shape, const char* name) {
 }
 
 // The name of a dtype in Python.
-std::string to_string(ScalarType dtype) {
+std::string name_of(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float: return "float32";
     case ScalarType::Double: return "float64";
@@ -83,7 +83,7 @@ Storage storage_of(ScalarType dtype, const char* name) {
     default: break;
   }
   STD_TORCH_CHECK(false, name, " must be float32, bfloat16, float16 or float64, got ",
-                  to_string(dtype));
+                  name_of(dtype));
   return kFloat32;
 }
 
@@ -98,42 +98,63 @@ void check_same_precision(Storage first, const char* first_name, Storage second,
                   " must both be float64 or neither, got float64 for only one of them");
 }
 
-Taps check_start(const Tensor& start, int64_t nodes, const char* start_name) {
+namespace {
+
+// Everything about start but its values.
+Taps check_start_form(const Tensor& start, int64_t nodes, const char* start_name) {
   STD_TORCH_CHECK(nodes >= 0 && nodes <= INT_MAX, start_name, ": the number of nodes must be in [0, 2^31), got ",
                   nodes);
   STD_TORCH_CHECK(start.is_cpu(), start_name, " must be on the CPU");
   STD_TORCH_CHECK(start.scalar_type() == ScalarType::Int, start_name, " must be int32, got ",
-                  to_string(start.scalar_type()));
+                  name_of(start.scalar_type()));
   STD_TORCH_CHECK(start.dim() == 1, start_name, " must have shape [K], got ", to_string(shape_of(start)));
   Taps taps;
   taps.points = start.size(0);
   STD_TORCH_CHECK(taps.points <= INT_MAX / 4, start_name, " must have fewer than 2^29 points, got ", taps.points);
   taps.start_tensor = start.is_contiguous() ? start : torch::stable::contiguous(start);
   taps.start = static_cast<const int32_t*>(taps.start_tensor.const_data_ptr());
-  if (taps.points == 0) return taps;
-  STD_TORCH_CHECK(nodes > 0, start_name, " has ", taps.points, " points but there are no nodes");
-  const int64_t last = std::max<int64_t>(0, nodes - 4);
+  STD_TORCH_CHECK(taps.points == 0 || nodes > 0, start_name, " has ", taps.points, " points but there are no nodes");
+  return taps;
+}
+
+// Whether every tap addresses nodes there are, in order.
+void check_start_values(const Taps& taps, int64_t nodes, const char* start_name) {
+  if (taps.points == 0) return;
+  const int64_t last = std::max<int64_t>(0, nodes - taps.per_point);
   STD_TORCH_CHECK(taps.start[0] >= 0, start_name, " must be in [0, ", last, "], got ", taps.start[0], " at 0");
   bool sorted = true;
   for (int64_t k = 1; k < taps.points; ++k) sorted &= taps.start[k - 1] <= taps.start[k];
   STD_TORCH_CHECK(sorted, start_name, " must not decrease");
   STD_TORCH_CHECK(taps.start[taps.points - 1] <= last, start_name, " must be in [0, ", last, "] for ", nodes,
-                  " nodes, got ", taps.start[taps.points - 1], " at ", taps.points - 1);
+                  " nodes and ", taps.per_point, " taps a point, got ", taps.start[taps.points - 1], " at ",
+                  taps.points - 1);
+}
+
+}  // namespace
+
+Taps check_start(const Tensor& start, int64_t per_point, int64_t nodes, const char* start_name) {
+  Taps taps = check_start_form(start, nodes, start_name);
+  STD_TORCH_CHECK(per_point >= 1 && per_point <= INT_MAX, "taps must be in [1, 2^31), got ", per_point);
+  taps.per_point = per_point;
+  check_start_values(taps, nodes, start_name);
   return taps;
 }
 
 Taps check_taps(const Tensor& start, const Tensor& weight, int64_t nodes, Storage data, const char* start_name,
                 const char* weight_name) {
-  Taps taps = check_start(start, nodes, start_name);
+  Taps taps = check_start_form(start, nodes, start_name);
   STD_TORCH_CHECK(weight.is_cpu(), weight_name, " must be on the CPU");
   const ScalarType wanted = data == kFloat64 ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(weight.scalar_type() == wanted, weight_name, " must be ", to_string(wanted), " for such values, got ",
-                  to_string(weight.scalar_type()));
+  STD_TORCH_CHECK(weight.scalar_type() == wanted, weight_name, " must be ", name_of(wanted), " for such values, got ",
+                  name_of(weight.scalar_type()));
   const Shape shape = shape_of(weight);
-  STD_TORCH_CHECK((shape == Shape{taps.points, 4}), weight_name, " must have shape [", taps.points, ", 4] as ",
-                  start_name, " has ", taps.points, " points, got ", to_string(shape));
+  STD_TORCH_CHECK(shape.size() == 2 && shape[0] == taps.points && shape[1] >= 1, weight_name, " must have shape [",
+                  taps.points, ", T] with T >= 1 as ", start_name, " has ", taps.points, " points, got ",
+                  to_string(shape));
+  taps.per_point = shape[1];
   taps.weight_tensor = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
   taps.weight = taps.weight_tensor.const_data_ptr();
+  check_start_values(taps, nodes, start_name);
   return taps;
 }
 

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "band.h"
 #include "simd/kernels.h"
 
 namespace inn {
@@ -41,19 +42,19 @@ inline int64_t bytes_of(Storage storage) {
 // Taps of one dimension, checked and contiguous.
 struct Taps {
   Tensor start_tensor, weight_tensor;  // keep the memory alive
-  int64_t points = 0;
+  int64_t points = 0, per_point = 0;
   const int32_t* start = nullptr;  // [points]
-  const void* weight = nullptr;    // [points, 4] in the accumulator of the data
+  const void* weight = nullptr;    // [points, per_point] in the accumulator of the data
 
   template <typename Accumulator>
-  const Accumulator* weight_as() const { return static_cast<const Accumulator*>(weight); }
+  TapView<Accumulator> view() const { return {start, static_cast<const Accumulator*>(weight), points, per_point}; }
 };
 
 // `nodes` is how many nodes the taps may address; weight_dtype_of is the storage type of the data.
 Taps check_taps(const Tensor& start, const Tensor& weight, int64_t nodes, Storage data, const char* start_name,
                 const char* weight_name);
-// For an operation that makes the weights or their gradient and reads only start.
-Taps check_start(const Tensor& start, int64_t nodes, const char* start_name);
+// For an operation that makes the gradient of the weights, `per_point` a point, and reads only start.
+Taps check_start(const Tensor& start, int64_t per_point, int64_t nodes, const char* start_name);
 
 // From so many elements behind a dimension on, kernels run along them; below, they permute across them, in rows
 // whose elements int32 indices address.

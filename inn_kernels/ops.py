@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inn_kernels import checks, reference
+from inn_kernels import checks, operands, reference
 
 _SCHEMAS = (
     "discretize(Tensor nodes, Tensor out_start, Tensor out_weight, Tensor in_start, Tensor in_weight, "
@@ -26,7 +26,7 @@ _SCHEMAS = (
     "Tensor in_weight, bool need_out, bool need_in) -> (Tensor, Tensor)",
     "interpolate(Tensor x, Tensor start, Tensor weight, int dim, ScalarType dtype) -> Tensor",
     "spread(Tensor x, Tensor start, Tensor weight, SymInt nodes, int dim, ScalarType dtype) -> Tensor",
-    "interpolate_tap_gradient(Tensor x, Tensor grad, Tensor start, int dim) -> Tensor",
+    "interpolate_tap_gradient(Tensor x, Tensor grad, Tensor start, int taps, int dim) -> Tensor",
     "discretize_foreach(Tensor[] nodes, Tensor[] start, Tensor[] weight, int[] out, int[] in_, ScalarType dtype) "
     "-> Tensor[]",
     "discretize_foreach_adjoint(Tensor[] grads, Tensor[] start, Tensor[] weight, SymInt[] nodes, int[] out, int[] in_, "
@@ -151,7 +151,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     k = out_start.shape[0] if need_out else 0
     n = in_start.shape[0] if need_in else 0
-    return out_weight.new_empty(k, 4), in_weight.new_empty(n, 4)
+    return out_weight.new_empty(k, out_weight.shape[1]), in_weight.new_empty(n, in_weight.shape[1])
 
 
 @_fake("interpolate")
@@ -165,9 +165,9 @@ def _(x: Tensor, start: Tensor, weight: Tensor, nodes: int, dim: int, dtype: tor
 
 
 @_fake("interpolate_tap_gradient")
-def _(x: Tensor, grad: Tensor, start: Tensor, dim: int) -> Tensor:
+def _(x: Tensor, grad: Tensor, start: Tensor, taps: int, dim: int) -> Tensor:
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty(start.shape[0], 4, dtype=wide)
+    return x.new_empty(start.shape[0], taps, dtype=wide)
 
 
 @_fake("discretize_foreach")
@@ -237,7 +237,7 @@ def _(
     padding: list[int],
     dilation: list[int],
 ) -> Tensor:
-    size = checks.window_sizes(x.shape[2:], nodes.shape[2:], stride, padding, dilation)
+    size = operands.window_sizes(x.shape[2:], nodes.shape[2:], stride, padding, dilation)
     return x.new_empty(x.shape[0], out_start.shape[0], *size)
 
 

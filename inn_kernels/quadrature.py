@@ -10,6 +10,9 @@ neighbouring points.
     midpoint     cell edges halfway between neighbours; equal weights on cell-centred points; order 2
     simpson      a parabola through each three points; order 4, even and odd counts alike
     gauss-legendre  the interpolatory rule of the points; on Legendre's points, exact to degree 2n - 1
+
+One is none: "cells" integrates the weight function itself over the cells between n + 1 edges (`cells`). Its weights are
+the widths of the cells.
 """
 
 from __future__ import annotations
@@ -49,9 +52,22 @@ def gauss_legendre_partition(
 def partition_for(
     quadrature: Quadrature, n: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Tensor:
-    """The n points a quadrature wants: Legendre's, the cell centres, or (every other rule) uniform ones."""
+    """The n points a quadrature wants: Legendre's, the cell centres, or (every other rule) uniform ones.
+
+    "cells" wants the n + 1 edges of equal cells.
+    """
     rule = _PARTITIONS.get(quadrature, uniform_partition) if isinstance(quadrature, str) else uniform_partition
     return rule(n, dtype=dtype, device=device)
+
+
+def is_cells(quadrature: Quadrature) -> bool:
+    """Whether the weight function is integrated over cells, and a partition is their edges."""
+    return isinstance(quadrature, str) and quadrature == "cells"
+
+
+def is_centred(quadrature: Quadrature) -> bool:
+    """Whether node i sits at the centre of the i-th of M equal cells, (i + 1/2)/M, instead of at i/(M-1)."""
+    return isinstance(quadrature, str) and quadrature in ("cells", "midpoint")
 
 
 def wants_uniform_points(quadrature: Quadrature) -> bool:
@@ -122,7 +138,7 @@ def weights(quadrature: Quadrature, partition: Tensor) -> Tensor:
     Args:
         quadrature: a name (weights in float64), a tensor of weights [n] (returned as it is), or a callable
             points -> weights, called with the points in float64.
-        partition: [n] increasing points in [0, 1].
+        partition: [n] increasing points in [0, 1]; for "cells", the n + 1 edges.
 
     Returns:
         [n] weights, differentiable in `partition` (and in a tensor or callable quadrature).
@@ -167,6 +183,14 @@ def _trapezoid(p: Tensor) -> Tensor:
 def _midpoint(p: Tensor) -> Tensor:
     edges = torch.cat([p.new_zeros(1), (p[1:] + p[:-1]) / 2, p.new_ones(1)])
     return edges[1:] - edges[:-1]
+
+
+def _cells(edges: Tensor) -> Tensor:
+    return edges[1:] - edges[:-1]
+
+
+def _edges(n: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
+    return uniform_partition(_point_count(n) + 1, dtype=dtype, device=device)
 
 
 def _simpson(p: Tensor) -> Tensor:
@@ -253,6 +277,7 @@ def _point_dtype(dtype: torch.dtype | None) -> torch.dtype:
 
 
 _PARTITIONS: dict[str, Callable[..., Tensor]] = {
+    "cells": _edges,
     "midpoint": midpoint_partition,
     "gauss-legendre": gauss_legendre_partition,
 }
@@ -263,4 +288,5 @@ _RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "midpoint": _midpoint,
     "simpson": _simpson,
     "gauss-legendre": _gauss_legendre,
+    "cells": _cells,
 }

@@ -17,9 +17,9 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 def discretize(
     nodes: Tensor,  # [M_out, M_in, *rest]
     out_start: Tensor,  # [K]
-    out_weight: Tensor,  # [K, 4]
+    out_weight: Tensor,  # [K, T_out]
     in_start: Tensor,  # [L]
-    in_weight: Tensor,  # [L, 4]
+    in_weight: Tensor,  # [L, T_in]
     dtype: torch.dtype,
 ) -> Tensor:  # [K, L, *rest]
     """W = S_out nodes S_in^T (Eq. 6; the quadrature is in `in_weight`)."""
@@ -51,25 +51,28 @@ def discretize_tap_gradient(
     in_weight: Tensor,
     need_out: bool,
     need_in: bool,
-) -> tuple[Tensor, Tensor]:  # [K, 4], [L, 4]
+) -> tuple[Tensor, Tensor]:  # [K, T_out], [L, T_in]
     """Gradients of both tap weights, each from the nodes sampled along the other dimension.
 
     d out_weight[k, t] = <dW[k], (nodes S_in^T)[start_k + t]>
     d in_weight[l, t] = <dW[:, l], (S_out nodes)[:, start_l + t]>
     """
     wide = in_weight.dtype
-    d_out, d_in = out_weight.new_empty(0, 4), in_weight.new_empty(0, 4)
+    out_taps, in_taps = out_weight.shape[1], in_weight.shape[1]
+    d_out, d_in = out_weight.new_empty(0, out_taps), in_weight.new_empty(0, in_taps)
     if need_out:
-        d_out = interpolate_tap_gradient(interpolate(nodes, in_start, in_weight, 1, wide), grad, out_start, 0)
+        x = interpolate(nodes, in_start, in_weight, 1, wide)
+        d_out = interpolate_tap_gradient(x, grad, out_start, out_taps, 0)
     if need_in:
-        d_in = interpolate_tap_gradient(interpolate(nodes, out_start, out_weight, 0, wide), grad, in_start, 1)
+        x = interpolate(nodes, out_start, out_weight, 0, wide)
+        d_in = interpolate_tap_gradient(x, grad, in_start, in_taps, 1)
     return d_out, d_in
 
 
 def interpolate(x: Tensor, start: Tensor, weight: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """y = S x along `dim`: M nodes become K points. x [..., M, ...] -> [..., K, ...]."""
     dim = dim % x.dim()
-    index, weight = _window(start, weight, x.shape[dim])
+    index, weight = _window(start, weight.shape[1], x.shape[dim]), weight[:, : x.shape[dim]]
     taken = x.to(weight.dtype).index_select(dim, index.flatten())
     return _group(taken, index, dim).mul(_align(weight, x, dim)).sum(dim + 1).to(dtype)
 
@@ -77,22 +80,22 @@ def interpolate(x: Tensor, start: Tensor, weight: Tensor, dim: int, dtype: torch
 def spread(x: Tensor, start: Tensor, weight: Tensor, nodes: int, dim: int, dtype: torch.dtype) -> Tensor:
     """y = S^T x along `dim`: K points become M nodes (the adjoint). x [..., K, ...] -> [..., M, ...]."""
     dim = dim % x.dim()
-    index, weight = _window(start, weight, nodes)
+    index, weight = _window(start, weight.shape[1], nodes), weight[:, :nodes]
     shares = x.to(weight.dtype).unsqueeze(dim + 1).mul(_align(weight, x, dim)).flatten(dim, dim + 1)
     empty = shares.new_zeros([*x.shape[:dim], nodes, *x.shape[dim + 1 :]])
     return empty.index_add(dim, index.flatten(), shares).to(dtype)
 
 
-def interpolate_tap_gradient(x: Tensor, grad: Tensor, start: Tensor, dim: int) -> Tensor:
-    """d weight[k, t] = <grad[k], x[start_k + t]> over all other dimensions. Shape [K, 4]."""
+def interpolate_tap_gradient(x: Tensor, grad: Tensor, start: Tensor, taps: int, dim: int) -> Tensor:
+    """d weight[k, t] = <grad[k], x[start_k + t]> over all other dimensions. Shape [K, taps]."""
     dim = dim % x.dim()
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    index, _ = _window(start, start[:, None].expand(-1, 4), x.shape[dim])
+    index = _window(start, taps, x.shape[dim])
     taken = _group(x.to(wide).index_select(dim, index.flatten()), index, dim)
     others = [d for d in range(taken.dim()) if d not in (dim, dim + 1)]
     product = taken * grad.to(wide).unsqueeze(dim + 1)
     gradient = product.sum(others) if others else product
-    return F.pad(gradient, (0, 4 - index.shape[1]))
+    return F.pad(gradient, (0, taps - index.shape[1]))
 
 
 def discretize_foreach(
@@ -246,10 +249,9 @@ def conv_node_gradient(
     return d_nodes, d_bias
 
 
-def _window(start: Tensor, weight: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """Node indices and weights [K, T] of each point, T = min(4, nodes)."""
-    taps = min(4, nodes)
-    return start.long()[:, None] + torch.arange(taps, device=start.device), weight[:, :taps]
+def _window(start: Tensor, taps: int, nodes: int) -> Tensor:
+    """Indices [K, min(taps, nodes)] of the nodes each point sees."""
+    return start.long()[:, None] + torch.arange(min(taps, nodes), device=start.device)
 
 
 def _group(taken: Tensor, index: Tensor, dim: int) -> Tensor:

@@ -1,15 +1,15 @@
 """Taps: everything a kernel needs to know of a partition, its basis, boundary and quadrature.
 
-A point x of a partition sees four consecutive nodes:
+A point x of a partition sees four consecutive nodes, a cell a few more, T of them:
 
-    F(x) = sum_i nodes[i] u(s - i) = sum_{t<4} weight[t] nodes[start + t],     s: x in units of nodes   (Eq. 5)
+    F(x) = sum_i nodes[i] u(s - i) = sum_{t<T} weight[t] nodes[start + t],     s: x in units of nodes   (Eq. 5)
 
-`u` is the cubic convolution kernel (parameter a) or the hat function. Nodes that a tap would take from outside
-are replaced by the boundary, and that is folded into the four weights, as are quadrature and scale (Eq. 6). So a
+`u` is the kernel of the basis (`basis`), or its mean over a cell (`cells`). Nodes that a tap would take from outside
+are replaced by the boundary, and that is folded into the weights, as are quadrature and scale (Eq. 6). So a
 kernel sees `start` and `weight` alone:
 
-    start   int32 [K]      first of the four nodes, non-decreasing, 0 <= start <= max(0, M - 4)
-    weight  [K, 4]         computed in float64, kept in the dtype that accumulates; 0 where start + t >= M
+    start   int32 [K]      first of the T nodes, non-decreasing, 0 <= start <= max(0, M - T)
+    weight  [K, T]         computed in float64, kept in the dtype that accumulates; 0 where start + t >= M
 
 `weight` is plain differentiable PyTorch in the points and in the quadrature: a trainable partition needs from
 each kernel only the gradient of `weight`. The points of a partition are taken as exact numbers, whatever their dtype;
@@ -24,32 +24,22 @@ from typing import NamedTuple, Union
 import torch
 from torch import Tensor
 
+from inn_kernels import cells, transforms
 from inn_kernels import quadrature as rules
-from inn_kernels import transforms
+from inn_kernels.basis import Basis, check_basis, windows
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.tensors import check_real, is_constant, is_readable, without_gradient
 
 Partition = Union[Tensor, int]
 
-BOUNDARIES = ("clamp", "keys")
-
-
-class Basis(NamedTuple):
-    """How nodes become a function: cubic kernel parameter, boundary rule, kernel family."""
-
-    a: float = -0.75
-    boundary: str = "clamp"
-    kernel: str = "cubic"
-
-
 DEFAULT_BASIS = Basis()
 
 
 class Taps(NamedTuple):
-    """Four consecutive nodes and their weights for each of K points on M nodes."""
+    """T consecutive nodes and their weights for each of K points, or cells, on M nodes."""
 
     start: Tensor  # int32 [K]
-    weight: Tensor  # [K, 4]
+    weight: Tensor  # [K, T]
     nodes: int  # M
 
     @property
@@ -91,14 +81,45 @@ def make_taps(
         device: where the taps of an int are made.
     """
     if isinstance(partition, Tensor):
-        cell, t = _locate(partition, nodes, centred)
+        piece, t = _locate(partition, nodes, basis, centred)
     else:
-        cell, t = _locate_uniform(partition, nodes, centred, device)
-    u = _kernel_weights(t, basis)  # [K, 4], nodes cell - 1 .. cell + 2
-    start = (cell - 1).clamp(0, max(nodes - 4, 0)).to(torch.int32)
-    touched = cell[:, None] + torch.arange(-1, 3, device=cell.device)  # [K, 4], may lie outside
-    fold = _boundary_matrix(touched, start, nodes, basis.boundary)  # [K, 4 touched, 4 kept]
-    return Taps(start, (u.unsqueeze(-1) * fold).sum(1), nodes).times(multiplier, dtype)
+        piece, t = _locate_uniform(partition, nodes, basis, centred, device)
+    return Taps(*windows(piece, basis.at(t), nodes, basis.boundary, 4), nodes).times(multiplier, dtype)
+
+
+def make_cell_taps(
+    edges: Partition,
+    nodes: int,
+    basis: Basis = DEFAULT_BASIS,
+    *,
+    multiplier: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+) -> Taps:
+    """Taps of cells on `nodes` nodes, differentiable in `edges` and `multiplier`: the mean of F over each cell.
+
+    Args:
+        edges: [K + 1] increasing edges in [0, 1], or K, which means equal cells.
+        nodes: M, the number of nodes along the axis, at least 1. Node i sits at (i + 1/2)/M.
+        basis: cubic parameter, boundary and kernel.
+        multiplier: [K] factor of each cell's weights: its width and scale, where the axis is integrated.
+        dtype: of the weights: what the kernel accumulates in.
+        device: where the taps of an int are made.
+    """
+    if isinstance(edges, Tensor):
+        parts = cells.parts_of(edges, nodes, basis)
+    else:
+        parts = cells.parts_of_equal(edges, nodes, basis, device)
+    width = tap_class(parts.share.shape[1] + basis.heard - 1)
+    return Taps(*cells.mean_windows(parts, nodes, basis, width), nodes).times(multiplier, dtype)
+
+
+def tap_class(count: int) -> int:
+    """T for so many taps: 4, 6, 8, 12, 16, 24, .., of which kernels are compiled for a few."""
+    size = 4
+    while count > size:
+        size = size * 4 // 3 if size % 3 == 0 else size * 3 // 2
+    return size
 
 
 def node_position(partition: Tensor, nodes: int, centred: bool) -> Tensor:
@@ -106,76 +127,37 @@ def node_position(partition: Tensor, nodes: int, centred: bool) -> Tensor:
     return partition * nodes - 0.5 if centred else partition * (nodes - 1)
 
 
-def _locate(points: Tensor, nodes: int, centred: bool) -> tuple[Tensor, Tensor]:
-    """The cell of each point, which is the index of the node at or left of it (int64 [K]), and how far into the cell
-    it lies, differentiable in the points (float64 [K], in [0, 1])."""
+def _locate(points: Tensor, nodes: int, basis: Basis, centred: bool) -> tuple[Tensor, Tensor]:
+    """The piece of each point (int64 [K]; see `basis`) and how far into it the point lies, differentiable in the points
+    (float64 [K], in [0, 1])."""
     s = node_position(points.double(), nodes, centred)
-    to_node = s.detach().round() - s.detach()
-    s = s + torch.where(to_node.abs() <= nodes * 2.0**-52, to_node, 0.0)  # within s's own round-off of a node: on it
-    last = nodes - 1 if centred else max(nodes - 2, 0)  # the point at 1 ends the last cell
-    cell = s.detach().floor().clamp(-1 if centred else 0, last)
-    return cell.to(torch.int64), s - cell
+    s = s + 0.5 if basis.knots_between_nodes else s
+    to_knot = s.detach().round() - s.detach()
+    s = s + torch.where(to_knot.abs() <= nodes * 2.0**-52, to_knot, 0.0)  # within s's own round-off of a knot: on it
+    between = basis.knots_between_nodes
+    last = nodes - 1 if centred or between else max(nodes - 2, 0)  # the point at 1 ends the last piece
+    piece = s.detach().floor().clamp(-1 if centred and not between else 0, last)
+    return piece.to(torch.int64), s - piece
 
 
-def _locate_uniform(points: int, nodes: int, centred: bool, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
+def _locate_uniform(
+    points: int, nodes: int, basis: Basis, centred: bool, device: torch.device | str | None
+) -> tuple[Tensor, Tensor]:
     """The same for uniform points, whose positions are fractions: k (M-1) / (K-1), or ((2k+1) M - K) / 2K."""
     k = torch.arange(points, device=device)
     if centred:
         numerator, denominator = (2 * k + 1) * nodes - points, 2 * points
     else:
-        numerator, denominator = k * (nodes - 1), max(points - 1, 1)
-    cell = numerator.div(denominator, rounding_mode="floor")
-    return cell, (numerator - cell * denominator).double() / denominator
+        numerator, denominator = 2 * k * (nodes - 1), 2 * max(points - 1, 1)
+    if basis.knots_between_nodes:
+        numerator = numerator + denominator // 2
+    piece = numerator.div(denominator, rounding_mode="floor")
+    return piece, (numerator - piece * denominator).double() / denominator
 
 
-def _kernel_weights(t: Tensor, basis: Basis) -> Tensor:
-    """u at distances t + 1, t, 1 - t, 2 - t: the weights of the four nodes around a point, for t in [0, 1]."""
-    if basis.kernel == "linear":
-        return torch.stack([torch.zeros_like(t), 1 - t, t, torch.zeros_like(t)], -1)
-    a, t = basis.a, t[:, None]
-    coefficients = [
-        [0, 1, 0, 0],
-        [a, 0, -a, 0],
-        [-2 * a, -a - 3, 2 * a + 3, a],
-        [a, a + 2, -a - 2, -a],
-    ]  # of 1, t, t^2, t^3
-    one, first, second, third = torch.tensor(coefficients, dtype=t.dtype, device=t.device)
-    return torch.addcmul(one, t, torch.addcmul(first, t, torch.addcmul(second, t, third)))
-
-
-def _boundary_matrix(touched: Tensor, start: Tensor, nodes: int, boundary: str) -> Tensor:
-    """E with  node value touched[k, j] = sum_t E[k, j, t] nodes[start[k] + t]. Shape [K, 4, 4]."""
-    kept = start[:, None] + torch.arange(4, device=start.device)  # [K, 4]
-    order = min(nodes, 3)
-    if boundary == "clamp" or order == 1:
-        return (touched.clamp(0, nodes - 1)[:, :, None] == kept[:, None, :]).double()
-    matrix = (touched[:, :, None] == kept[:, None, :]).double()
-    inside = ((touched >= 0) & (touched < nodes))[:, :, None]
-    matrix = torch.where(inside, matrix, 0.0)
-    # Extrapolate the polynomial through the `order` nodes at an end: c[-d] = sum_i lagrange_i(-d) c[i].
-    for distance, first, step in ((-touched, 0, 1), (touched - (nodes - 1), nodes - 1, -1)):
-        d = distance.clamp(min=0).double()
-        lagrange = ((d + 1) * (d + 2) / 2, -d * (d + 2), d * (d + 1) / 2) if order == 3 else (d + 1, -d)
-        for i, coefficient in enumerate(lagrange):
-            here = (kept == first + step * i)[:, None, :] & (distance > 0)[:, :, None]
-            matrix = matrix + torch.where(here, coefficient[:, :, None], 0.0)
-    return matrix
-
-
-def check_basis(basis: Basis) -> None:
-    """Raise unless `basis` names a known kernel and boundary and a finite `a`."""
-    if basis.kernel not in ("cubic", "linear"):
-        raise ValueError(f"kernel must be 'cubic' or 'linear', got {basis.kernel!r}")
-    if basis.boundary not in BOUNDARIES:
-        raise ValueError(f"boundary must be one of {list(BOUNDARIES)}, got {basis.boundary!r}")
-    if isinstance(basis.a, bool) or not isinstance(basis.a, (int, float)):
-        raise TypeError(f"a must be a float, got {type(basis.a).__name__} {basis.a!r}")
-    if not -1e6 < basis.a < 1e6:
-        raise ValueError(f"a must be finite, got {basis.a!r}")
-
-
-def check_partition(partition: Partition, name: str) -> None:
-    """Raise unless `partition` is a positive int or strictly increasing finite points in [0, 1], shape [K]."""
+def check_partition(partition: Partition, name: str, edges: bool = False) -> None:
+    """Raise unless `partition` is a positive int or strictly increasing finite points in [0, 1], shape [K]; or, if it
+    is `edges` of cells, [K + 1]."""
     if isinstance(partition, bool) or not isinstance(partition, (int, Tensor, torch.SymInt)):
         raise TypeError(f"{name} must be a tensor of points, an int or None, got {type(partition).__name__}")
     if not isinstance(partition, Tensor):
@@ -187,6 +169,8 @@ def check_partition(partition: Partition, name: str) -> None:
         raise ValueError(f"{name} must have shape [K], got shape {list(partition.shape)}")
     if partition.shape[0] == 0:
         raise ValueError(f"{name} must have at least 1 point, got an empty tensor")
+    if edges and partition.shape[0] == 1:
+        raise ValueError(f"{name} must hold the edges of cells, at least 2, got 1")
     if not is_readable(partition):
         return
     points = partition.detach()
@@ -251,10 +235,11 @@ def taps_for(
             partition = kept.points  # which nobody else can write to
     check_basis(basis)
     rules.check_quadrature(quadrature)
-    check_partition(partition, name)
+    in_cells = rules.is_cells(quadrature)
+    check_partition(partition, name, edges=in_cells)
     if weighted:
         fewest = rules.minimum_points(quadrature)
-        count = partition.shape[0] if isinstance(partition, Tensor) else partition
+        count = partition.shape[0] - in_cells if isinstance(partition, Tensor) else partition
         if count < fewest:
             raise ValueError(
                 f"{name} must have at least {fewest} points for the closed rule {quadrature!r}, got {count}"
@@ -283,14 +268,18 @@ def _compute(
     device: torch.device,
 ) -> Taps:
     multiplier = _multiplier(quadrature, partition, scale, device) if weighted else None
+    if rules.is_cells(quadrature):
+        return make_cell_taps(partition, nodes, basis, multiplier=multiplier, dtype=dtype, device=device)
     if not isinstance(partition, Tensor) and not rules.wants_uniform_points(quadrature):
         partition = rules.partition_for(quadrature, partition, dtype=torch.float64, device=device)
-    centred = isinstance(quadrature, str) and quadrature == "midpoint"
+    centred = rules.is_centred(quadrature)
     return make_taps(partition, nodes, basis, centred=centred, multiplier=multiplier, dtype=dtype, device=device)
 
 
 def _multiplier(quadrature: Quadrature, partition: Partition, scale: float, device: torch.device) -> Tensor:
     """Quadrature weights times scale. Shape [K]."""
+    if rules.is_cells(quadrature) and not isinstance(partition, Tensor):
+        return torch.full((partition,), scale / partition, dtype=torch.float64, device=device)
     if isinstance(partition, Tensor):
         return rules.weights(quadrature, partition).double() * scale
     return rules.rule_for(quadrature, partition, device=device)[1].double() * scale
@@ -354,7 +343,8 @@ def _put(table: dict, key: object, value: object) -> None:
 def neighbours(taps: Taps) -> Tensor:
     """The offsets [M, 2] of each node's contributing points: those k in [lo, hi) have node i among their taps."""
     node = torch.arange(taps.nodes, device=taps.start.device, dtype=torch.int32)
-    return torch.stack([torch.searchsorted(taps.start, node - 3), torch.searchsorted(taps.start, node, right=True)], 1)
+    first = node - (taps.weight.shape[1] - 1)
+    return torch.stack([torch.searchsorted(taps.start, first), torch.searchsorted(taps.start, node, right=True)], 1)
 
 
 __all__ = [
@@ -364,8 +354,10 @@ __all__ = [
     "accumulate_dtype",
     "check_basis",
     "check_partition",
+    "make_cell_taps",
     "make_taps",
     "neighbours",
     "node_position",
+    "tap_class",
     "taps_for",
 ]

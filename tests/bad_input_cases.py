@@ -86,6 +86,7 @@ def calls(w):
     """{name: (function, good arguments)}."""
     found = {
         "discretize": (inn.discretize, {"nodes": torch.ones(7, 6, 3), "out_partition": 4, "in_partition": 5}),
+        "nodes_from": (inn.nodes_from, {"weight": torch.ones(7, 6, 3), "out_partition": 7, "in_partition": 6}),
         "quadrature_weights": (inn.quadrature_weights, {"name": "left", "partition": torch.linspace(0, 1, 5)}),
         "integrate": (inn.integrate, {"function": torch.exp, "partitions": 5}),
         "uniform_partition": (inn.uniform_partition, {"n": 5}),
@@ -158,6 +159,7 @@ RULE = {
     "scale": {TypeError: ["1", None, True], ValueError: [NAN, INF]},
     "a": {TypeError: ["x", None, True], ValueError: [NAN, INF]},
     "boundary": {ValueError: ["zero", None, 3]},
+    "kernel": {ValueError: ["quintic", None, 3]},
 }
 RUN = {"dataflow": {ValueError: ["eager", None, 1]}, "backend": {ValueError: ["cuda", 3]}}
 TENSOR = {TypeError: [SPARSE, FLOAT8, torch.ones(5, 5).long(), torch.ones(5, 5).cfloat(), [1.0], True]}
@@ -210,12 +212,15 @@ BAD = {
     "discretize": OPERATOR | {"dtype": {TypeError: [torch.int64, "float32", 3]},
                               "backend": RUN["backend"],
                               "spatial_partitions": {ValueError: [3, [3, 3], 2.5, torch.ones(1)]}},
+    "nodes_from": RULE | {"weight": OPERATOR["nodes"], "spatial_partitions": {ValueError: [3, [3, 3], 2.5]}} | {
+        f"{side}_partition": {**POINTS, ValueError: [*POINTS[ValueError], 4, torch.ones(1), torch.linspace(0, 1, 9)]}
+        for side in ("out", "in")},
     "integral_linear": LAYERED,
     "quadrature_weights": {"name": RULE["quadrature"], "partition": {TypeError: [5, None, [0.0, 1.0]], **{
         ValueError: [FALLING, torch.tensor([0, NAN]), torch.ones(1, 5)]}}},
     "integrate": {"function": {TypeError: [3, lambda x: 1.0], ValueError: [lambda x: x[1:]]},
                   "partitions": {TypeError: [[2.5], ["x"]], ValueError: [0, [], FALLING]},
-                  "quadrature": {TypeError: [torch.ones(5).long()], ValueError: ["gauss", torch.ones(4)]}},
+                  "quadrature": {TypeError: [torch.ones(5).long()], ValueError: ["gauss", "cells", torch.ones(4)]}},
     "partition_from_deltas": {"delta": {TypeError: [[1.0], torch.arange(5), None],
                                         ValueError: [torch.ones(1), torch.ones(2, 2)]}},
     "Axis": {
@@ -227,7 +232,7 @@ BAD = {
         "multiple_of": COUNT,
         "a": RULE["a"],
         "boundary": RULE["boundary"],
-        "kernel": {ValueError: ["quintic", None, 3]},
+        "kernel": RULE["kernel"],
     },
     "Axis.resize": {"size": SIZE, "optimizer": OPTIMIZER},
     "Axis.share": {"part": {TypeError: ["x", None, True], ValueError: [-1, NAN, INF]}},
@@ -252,6 +257,7 @@ BAD = {
         "size_range": {TypeError: [("a", "b"), (0.5, None)],
                        ValueError: [0.5, (0.5,), (0.9, 0.5), (0.0, 1.0), (0.5, INF), (NAN, 1.0), None]},
         "multiple_of": COUNT,
+        "kernel": RULE["kernel"],
         "a": RULE["a"],
         "boundary": RULE["boundary"],
         "tolerance": {TypeError: ["x", None, True], ValueError: [-1e-3, NAN]},

@@ -76,13 +76,24 @@ def partition(kind: str, n: int, seed: int = 0) -> Tensor:
 
 
 def kernel_function(distance: Tensor, a: float = -0.75, kernel: str = "cubic") -> Tensor:
-    """u of Eq. 5 (R. Keys 1981), or the hat."""
+    """u of Eq. 5 (R. Keys 1981), the hat, the cubic B-spline, or the conservative basis."""
     d = distance.abs()
     if kernel == "linear":
         return (1 - d).clamp(min=0)
+    if kernel == "bspline":
+        return torch.where(d <= 1, 2 / 3 - d * d * (1 - d / 2), (2 - d).clamp(min=0) ** 3 / 6)
+    if kernel == "conservative":  # of the running integral, known at edges 1/2, 3/2, .. from the node and interpolated
+        return keys_slope(-d - 0.5) + keys_slope(-d - 1.5)
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = a * (((d - 5) * d + 8) * d - 4)
     return torch.where(d <= 1, near, torch.where(d < 2, far, 0.0))
+
+
+def keys_slope(distance: Tensor) -> Tensor:
+    """u' of Keys' kernel, a = -1/2."""
+    d = distance.abs()
+    slope = torch.where(d <= 1, d * (9 * d - 10) / 2, torch.where(d < 2, -(3 * d * d - 10 * d + 8) / 2, 0.0))
+    return slope * distance.sign()
 
 
 def extension(nodes: int, boundary: str = "clamp") -> Tensor:
@@ -117,10 +128,33 @@ def sampling_matrix(
     return inner + outer @ extension(nodes, boundary)
 
 
+def cell_matrix(
+    edges: Tensor, nodes: int, a: float = -0.75, boundary: str = "clamp", *, kernel: str = "cubic"
+) -> Tensor:
+    """S [K, M] of the means over cells, float64: Gauss's rule on every stretch between knots, exact for cubics."""
+    points, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(4))
+    edges = edges.double()
+    knots = torch.arange(1, 2 * nodes).double() / (2 * nodes)
+    rows = []
+    for low, high in zip(edges[:-1], edges[1:]):
+        ends = torch.cat([low[None], knots[(knots > low) & (knots < high)], high[None]])
+        half, middle = ends.diff() / 2, (ends[1:] + ends[:-1]) / 2
+        at = (middle[:, None] + half[:, None] * points).flatten()
+        values = sampling_matrix(at, nodes, a, boundary, centred=True, kernel=kernel)
+        rows.append((half[:, None] * weights).flatten() @ values / (high - low))
+    return torch.stack(rows)
+
+
+def equal_edges(cells: int) -> Tensor:
+    """The edges of equal cells, float64."""
+    return torch.arange(cells + 1).double() / cells
+
+
 def dense_taps(start: Tensor, weight: Tensor, nodes: int) -> Tensor:
     """S [K, M] dense from taps: S[k, start[k] + t] += weight[k, t]."""
-    dense = weight.new_zeros(start.shape[0], nodes + 4)
-    index = start.long()[:, None] + torch.arange(4)
+    points, taps = weight.shape
+    dense = weight.new_zeros(points, nodes + taps)
+    index = start.long()[:, None] + torch.arange(taps)
     return dense.scatter_add(1, index, weight)[:, :nodes]
 
 

@@ -39,13 +39,13 @@ def test_results_are_the_csvs(monkeypatch):
 
 def test_networks_are_the_records(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    from bench import paper
+    from bench.studies import report
 
-    records = paper.load()
-    assert set(paper.STUDIES) <= set(records)
-    sections = paper.sections(records)
+    records = report.load()
+    assert set(report.STUDIES) <= set(records)
+    sections = report.sections(records)
     for page in (ROOT / "README.md", ROOT / "docs" / "paper.md"):
-        assert paper.redrawn(page.read_text(), sections) == page.read_text()
+        assert report.redrawn(page.read_text(), sections) == page.read_text()
     assert "<!-- fashion-vgg: written" in TEXT  # README has a section for each of these
     assert "<!-- crepe: written" in TEXT
 

@@ -180,11 +180,11 @@ void accumulate_block(const ColumnView<Accumulator>& table, int64_t b, const Acc
 }
 
 template <typename Accumulator, typename Grad>
-void accumulate_taps(const ColumnView<Accumulator>& table, int64_t begin, int64_t end, const Accumulator* source,
-                     int64_t origin, const void* grad_row, Accumulator* sum) {
+void accumulate_taps(const ColumnView<Accumulator>& table, int64_t begin, int64_t end, int64_t taps,
+                     const Accumulator* source, int64_t origin, const void* grad_row, Accumulator* sum) {
   constexpr int kWidth = Vector<Accumulator>::width;
   const Grad* grad = static_cast<const Grad*>(grad_row);
-  for (int64_t b = begin; b < end; ++b, grad += kWidth, sum += 4 * kWidth)
+  for (int64_t b = begin; b < end; ++b, grad += kWidth, sum += taps * kWidth)
     with_reader<Accumulator>(table.block[b].access, [&](auto reader) {
       const Accumulator* from = source + (table.block[b].base - origin);
       accumulate_block<typename decltype(reader)::type>(table, b, from, grad, sum);

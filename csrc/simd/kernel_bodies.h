@@ -13,43 +13,46 @@
 namespace inn {
 namespace INN_ISA_NAMESPACE {
 
-template <typename Accumulator, typename Row>
-void dot_taps(const Accumulator* vector, const void* row_pointer, int64_t row_stride, int taps, int64_t n,
-              Accumulator* lanes) {
+// Taps of a few rows, at most four: their sums stay in registers.
+template <int Taps, typename Accumulator, typename Row>
+inline void dot_few_taps(const Accumulator* vector, const Row* rows, int64_t row_stride, int64_t n,
+                         Accumulator* lanes) {
   using V = Vector<Accumulator>;
   constexpr int kParts = kDotLanes / V::width;
-  const Row* rows = static_cast<const Row*>(row_pointer);
   for (int p = 0; p < kParts; ++p) {
     const int shift = p * V::width;
-    V sum[4];
-    for (int t = 0; t < 4; ++t) sum[t] = V::load(lanes + t * kDotLanes + shift);
+    V sum[Taps];
+    for (int t = 0; t < Taps; ++t) sum[t] = V::load(lanes + t * kDotLanes + shift);
     int64_t i = 0;
-    if (taps == 4) {
-      for (; i + kDotLanes <= n; i += kDotLanes) {
-        const V value = V::load(vector + i + shift);
-        for (int t = 0; t < 4; ++t)
-          sum[t] = V::multiply_add(value, V::load(rows + t * row_stride + i + shift), sum[t]);
-      }
-    } else {
-      for (; i + kDotLanes <= n; i += kDotLanes) {
-        const V value = V::load(vector + i + shift);
-        for (int t = 0; t < taps; ++t)
-          sum[t] = V::multiply_add(value, V::load(rows + t * row_stride + i + shift), sum[t]);
-      }
+    for (; i + kDotLanes <= n; i += kDotLanes) {
+      const V value = V::load(vector + i + shift);
+      for (int t = 0; t < Taps; ++t)
+        sum[t] = V::multiply_add(value, V::load(rows + t * row_stride + i + shift), sum[t]);
     }
     if (i < n) {
       const int64_t left = n - i - shift;
       const int m = left <= 0 ? 0 : left < V::width ? int(left) : V::width;
       if (m > 0) {
         const V value = V::load_partial(vector + i + shift, m);
-        for (int t = 0; t < taps; ++t)
+        for (int t = 0; t < Taps; ++t)
           sum[t] = V::multiply_add(value, V::load_partial(rows + t * row_stride + i + shift, m), sum[t]);
       } else {  // a wider vector adds zeros here: do the same, it may turn -0 into +0
-        for (int t = 0; t < taps; ++t) sum[t] = V::multiply_add(V::zero(), V::zero(), sum[t]);
+        for (int t = 0; t < Taps; ++t) sum[t] = V::multiply_add(V::zero(), V::zero(), sum[t]);
       }
     }
-    for (int t = 0; t < taps; ++t) sum[t].store(lanes + t * kDotLanes + shift);
+    for (int t = 0; t < Taps; ++t) sum[t].store(lanes + t * kDotLanes + shift);
   }
+}
+
+template <typename Accumulator, typename Row>
+void dot_taps(const Accumulator* vector, const void* row_pointer, int64_t row_stride, int64_t taps, int64_t n,
+              Accumulator* lanes) {
+  const Row* rows = static_cast<const Row*>(row_pointer);
+  for (; taps >= 4; taps -= 4, rows += 4 * row_stride, lanes += 4 * kDotLanes)
+    dot_few_taps<4>(vector, rows, row_stride, n, lanes);
+  if (taps == 3) dot_few_taps<3>(vector, rows, row_stride, n, lanes);
+  if (taps == 2) dot_few_taps<2>(vector, rows, row_stride, n, lanes);
+  if (taps == 1) dot_few_taps<1>(vector, rows, row_stride, n, lanes);
 }
 
 #define INN_RUNS(Source) {runs<float, Source, float>, runs<float, Source, bfloat16>, runs<float, Source, float16>, nullptr}

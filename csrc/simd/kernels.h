@@ -82,13 +82,13 @@ struct Kernels {
                                 int64_t inner, const Accumulator* source, int64_t source_stride, int64_t origin,
                                 void* out, int64_t out_stride);
 
-  // sum[block, t, lane] += grad[element] * (what tap t of the element reads), for t < 4. Indexed [grad storage].
-  void (*accumulate_taps[kStorages])(const ColumnView<Accumulator>& table, int64_t begin, int64_t end,
+  // sum[block, t, lane] += grad[element] * (what tap t of the element reads), for t < taps. Indexed [grad storage].
+  void (*accumulate_taps[kStorages])(const ColumnView<Accumulator>& table, int64_t begin, int64_t end, int64_t taps,
                                      const Accumulator* source, int64_t origin, const void* grad,
                                      Accumulator* sum);
 
-  // lanes[t, i % 16] += vector[i] * rows[t, i] for i < n and t < taps <= 4. Indexed [row storage].
-  void (*dot_taps[kStorages])(const Accumulator* vector, const void* rows, int64_t row_stride, int taps, int64_t n,
+  // lanes[t, i % 16] += vector[i] * rows[t, i] for i < n and t < taps. Indexed [row storage].
+  void (*dot_taps[kStorages])(const Accumulator* vector, const void* rows, int64_t row_stride, int64_t taps, int64_t n,
                               Accumulator* lanes);
 };
 

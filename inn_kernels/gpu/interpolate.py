@@ -71,8 +71,8 @@ def interpolate_tap_gradient(
 ) -> Tensor:  # [K, taps]
     """d weight[k, t] = <grad[k], x[start_k + t]> over all other dimensions."""
     sizes, by_row = _geometry(x, dim, x.shape[dim], start.shape[0])
-    side = (start, empty([start.shape[0], taps], torch.float32, x.device))  # its own weights are not in its gradient
-    out_taps, in_taps = (side, NONE) if by_row else (NONE, side)
+    own = (start, empty([start.shape[0], taps], torch.float32, x.device))  # its own weights are not in its gradient
+    out_taps, in_taps = (own, NONE) if by_row else (NONE, own)
     sums = tap_file.tap_gradient(x.contiguous(), grad.contiguous(), sizes, out_taps, in_taps, by_row, not by_row)
     return sums[0] if by_row else sums[1]
 

@@ -13,6 +13,7 @@ from integral_nn.functional.conv import integral_conv1d, integral_conv2d, integr
 from integral_nn.functional.discretize import discretize
 from integral_nn.functional.integrate import integrate, quadrature_weights
 from integral_nn.functional.linear import integral_linear
+from integral_nn.functional.nodes_from import nodes_from
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.conv import IntegralConv1d, IntegralConv2d, IntegralConv3d
 from integral_nn.layers.linear import IntegralLinear
@@ -50,6 +51,7 @@ __all__ = [
     "integral_linear",
     "integrate",
     "midpoint_partition",
+    "nodes_from",
     "partition_from_deltas",
     "quadrature_weights",
     "recalibrate",

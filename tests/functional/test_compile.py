@@ -44,7 +44,7 @@ def samples(dtype, layout):
         "discretize_tap_gradient": (nodes, grad, *four, True, True),
         "interpolate": (x, out.start, out.weight, 1, dtype),
         "spread": (y, out.start, out.weight, M, 1, dtype),
-        "interpolate_tap_gradient": (x, y, out.start, 1),
+        "interpolate_tap_gradient": (x, y, out.start, 4, 1),
         "discretize_foreach": ([nodes, bias, flat(M, N)], *lists, *along, dtype),
         "discretize_foreach_adjoint": ([grad, rand(K, dtype=dtype), flat(M, L)], *lists, [M, N], *along, dtype),
         "weight_gradient": (flat(3, K), flat(3, L)),

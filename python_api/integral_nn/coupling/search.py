@@ -1,6 +1,6 @@
 """Find the continuous axes of any network: symbolic sizes propose, a proof on the network itself decides.
 
-    sizes     every dimension of every parameter and buffer as an expression of a few symbols    (`symbolic`)
+    sizes     every dimension of every parameter and buffer as an expression of a few symbols  (`symbolic`, `equations`)
     layouts   what an expression can mean: 16 a is channel-major or channel-minor, a + b has an order    (`readings`)
     proof     permutation and refinement leave the outputs as they were    (`proof`)
     search    hypotheses until the proof holds, or none is left    (here)
@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from integral_nn.coupling.axis_set import AxisSet, AxisSpec, Discrete
+from integral_nn.coupling.equations import Place, SymbolicSizes
 from integral_nn.coupling.proof import OutputTie, Probe, fast_paths_off
 from integral_nn.coupling.readings import Meanings, readable
-from integral_nn.coupling.symbolic import Place, Sizes, trace_sizes
+from integral_nn.coupling.roles import usual_role
+from integral_nn.coupling.symbolic import trace_sizes
 from integral_nn.functional import checks
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.channels import Layout, Tie
-from integral_nn.layers.module_sizes import depthwise
 
 _MOST_HYPOTHESES = 128
 
@@ -96,7 +97,7 @@ class _Search:
         self,
         net: nn.Module,
         inputs: tuple,
-        sizes: Sizes,
+        sizes: SymbolicSizes,
         shapes: dict[str, tuple[int, ...]],
         ignore: list[str],
         only: list[str] | None,
@@ -158,22 +159,8 @@ class _Search:
         return self.flipped.get(place, self._usual_role(place)[0])
 
     def _usual_role(self, place: Place) -> tuple[bool, bool]:
-        """Whether a dimension is summed over by the customs of torch.nn, and whether that is certain."""
-        tensor, dim = place
-        owner, _, leaf = tensor.rpartition(".")
-        module = self.modules.get(owner)
-        rank = len(self.shapes[tensor])
-        if tensor.startswith("input:") or "bias" in leaf:
-            return False, True
-        if isinstance(module, nn.modules.conv._ConvTransposeNd):
-            return dim == 0 and not depthwise(module), True
-        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-            return dim == 1, True
-        if isinstance(module, nn.Bilinear):
-            return dim >= 1, True
-        if isinstance(module, (nn.Embedding, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)):
-            return False, True
-        return rank > 1 and dim == 1, False
+        owner = place[0].rpartition(".")[0]
+        return usual_role(self.modules.get(owner), place, len(self.shapes[place[0]]))
 
     # the search ------------------------------------------------------------------------------------------------
 

@@ -5,16 +5,15 @@ shapes alone. An operation that needs two sizes to agree says so as an equation:
 
     conv1.weight [a, 3, 3, 3]   bn.weight [b]   conv2.weight [c, d, 3, 3]        bn: a = b    conv2: d = a
 
-The solved sizes are what `search` reads: one symbol, one axis; a sum, consecutive segments (a concat); a multiple, an
-axis whose channels carry several features (a flatten); a number, a discrete dimension. What sizes cannot tell, the
-order of a sum, is recorded where it is made (concat and padding).
+The sizes that `equations` solves them for are what `search` reads: one symbol, one axis; a sum, consecutive segments (a
+concat); a multiple, an axis whose channels carry several features (a flatten); a number, a discrete dimension. What
+sizes cannot tell, the order of a sum, is recorded where it is made (concat and padding).
 """
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,42 +27,15 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
-from torch.utils._sympy.functions import FloorDiv, Mod
 
+from integral_nn.coupling.equations import Place, SymbolicSizes, solve
 from integral_nn.layers.module_sizes import update_sizes
-
-Place = tuple[str, int]
-"""A dimension of a parameter or buffer: its name and the dimension's index."""
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
 
 class ConversionError(ValueError):
     """A network that cannot be converted: which operation, in which module, and why."""
-
-
-@dataclass
-class Sizes:
-    """Sizes of every parameter's and buffer's dimensions as expressions of a few symbols."""
-
-    places: dict[Place, sympy.Expr]
-    """Size of each dimension."""
-    hints: dict[sympy.Symbol, int]
-    """What each symbol is at full size."""
-    raw: dict[Place, str]
-    """The size before divisions were taken out: dimensions with the same one are laid out alike."""
-    orders: dict[sympy.Expr, list[tuple[sympy.Expr, ...]]]
-    """Orders in which a sum was put together."""
-    divisible: list[tuple[sympy.Expr, int]]
-    """Expressions that must be multiples of a number."""
-    outputs: list[tuple[int, int, sympy.Expr]]
-    """Outputs of symbolic size: index, dimension, size."""
-    pinned: dict[Place, str]
-    """Why a dimension is a number."""
-
-    def full(self, expr: sympy.Expr) -> int:
-        """The value of an expression at full size."""
-        return int(expr.subs(self.hints))
 
 
 @dataclass
@@ -126,7 +98,9 @@ def _symbolic_groups(args: tuple) -> tuple:
     return args
 
 
-def trace_sizes(net: nn.Module, inputs: tuple, tensors: dict[str, Tensor], inputs_free: Iterable[Place] = ()) -> Sizes:
+def trace_sizes(
+    net: nn.Module, inputs: tuple, tensors: dict[str, Tensor], inputs_free: Iterable[Place] = ()
+) -> SymbolicSizes:
     """Run `net` once on shapes alone and solve for the sizes of `tensors` (its parameters and buffers).
 
     Args:
@@ -190,7 +164,7 @@ def trace_sizes(net: nn.Module, inputs: tuple, tensors: dict[str, Tensor], input
     if not leaves:
         raise ConversionError("the network returns no tensor")
     outputs = [(i, d, n) for i, t in enumerate(leaves) for d, n in enumerate(t.shape) if isinstance(n, torch.SymInt)]
-    return _solve(env, shapes, hints, recorder, outputs)
+    return solve(env, shapes, hints, outputs, recorder.orders, recorder.fixed)
 
 
 def _cause(error: Exception) -> str:
@@ -230,119 +204,6 @@ class _module_names:
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
-
-
-def _expr(env: ShapeEnv, size: Any) -> sympy.Expr:
-    return env.replace(size.node.expr) if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
-
-
-def _solve(
-    env: ShapeEnv,
-    shapes: dict[Place, Any],
-    hints: dict[sympy.Symbol, int],
-    recorder: _Recorder,
-    outputs: list[tuple[int, int, Any]],
-) -> Sizes:
-    """Use up the equations, and take divisions out: s // k in a size makes s = k u, with u the new symbol."""
-    guards = [env.replace(guard.expr) for guard in env.guards]
-    equations = [g.lhs - g.rhs for g in guards if isinstance(g, sympy.Eq)]
-    places = {place: _expr(env, size) for place, size in shapes.items()}
-    solution = _eliminate(equations)
-    first = {place: _subs(expr, solution) for place, expr in places.items()}
-    division: dict[sympy.Symbol, sympy.Expr] = {}
-    current = first
-    for _ in range(16):
-        found = next(_divisions(current.values()), None)
-        if found is None:
-            break
-        symbol, k = found
-        if k == 0 or hints[symbol] % k:
-            break
-        part = sympy.Symbol(f"{symbol}_{k}", positive=True, integer=True)
-        hints[part] = hints[symbol] // k
-        division = {s: e.subs(symbol, k * part) for s, e in division.items()} | {symbol: k * part}
-        solution = _eliminate([_subs(e, division) for e in equations])
-        current = {place: _subs(_subs(expr, division), solution) for place, expr in places.items()}
-
-    def final(size: Any) -> sympy.Expr:
-        return _subs(_subs(_expr(env, size), division), solution)
-
-    orders: dict[sympy.Expr, list[tuple[sympy.Expr, ...]]] = {}
-    for total, parts in recorder.orders:
-        order = tuple(e for e in map(final, parts) if e != 0)
-        known = orders.setdefault(final(total), [])
-        if order not in known and len(order) > 1:
-            known.append(order)
-    divisible = [(_subs(_subs(e, division), solution), k) for e, k in _multiples(guards, env)]
-    pinned = {}
-    for place, size in shapes.items():
-        if isinstance(size, torch.SymInt) and current[place].is_number:
-            pinned[place] = recorder.fixed.get(size.node._expr, "an equation between sizes")
-    return Sizes(
-        places=current,
-        hints=hints,
-        raw={place: str(expr) for place, expr in first.items()},
-        orders=orders,
-        divisible=[(e, k) for e, k in divisible if not e.is_number],
-        outputs=[(i, d, e) for i, d, size in outputs if not (e := final(size)).is_number],
-        pinned=pinned,
-    )
-
-
-def _subs(expr: sympy.Expr, table: dict[sympy.Symbol, sympy.Expr]) -> sympy.Expr:
-    return sympy.expand(expr.subs(table)) if table and expr.free_symbols & table.keys() else expr
-
-
-def _divisions(exprs: Iterable[sympy.Expr]) -> Iterator[tuple[sympy.Symbol, int]]:
-    """Symbols inside s // k, ((s + c) // k), and k."""
-    for expr in exprs:
-        for division in expr.atoms(FloorDiv):
-            base, k = division.args
-            for symbol in sorted(base.free_symbols, key=str):
-                coefficient = sympy.expand(base).coeff(symbol)
-                if k.is_number and coefficient.is_number and coefficient != 0:
-                    yield symbol, int(k) // math.gcd(int(k), int(coefficient))
-
-
-def _multiples(guards: list[sympy.Basic], env: ShapeEnv) -> Iterator[tuple[sympy.Expr, int]]:
-    facts = [g.lhs for g in guards if isinstance(g, sympy.Eq) and g.rhs == 0]
-    for fact in [*facts, *(env.replace(e) for e in env.divisible)]:
-        if isinstance(fact, Mod) and fact.args[1].is_number:
-            yield fact.args[0], int(fact.args[1])
-
-
-def _eliminate(equations: list[sympy.Expr]) -> dict[sympy.Symbol, sympy.Expr]:
-    """Solve linear equations one by one for a symbol each: symbol -> expression. Others are left to the proof."""
-    solution: dict[sympy.Symbol, sympy.Expr] = {}
-    for equation in equations:
-        equation = _subs(equation, solution)
-        if equation.is_number:
-            continue
-        solved = _linear_solution(equation)
-        if solved is not None:
-            symbol, value = solved
-            solution = {s: _subs(e, {symbol: value}) for s, e in solution.items()} | {symbol: value}
-    return solution
-
-
-def _linear_solution(equation: sympy.Expr) -> tuple[sympy.Symbol, sympy.Expr] | None:
-    """(symbol, value) with  coefficient * symbol + rest = 0, a value with whole coefficients, best all positive."""
-    equation = sympy.expand(equation)
-    inside = set().union(*(f.free_symbols for f in equation.atoms(FloorDiv, Mod))) if equation.args else set()
-    best = None
-    for symbol in sorted(equation.free_symbols - inside, key=str):
-        coefficient = equation.coeff(symbol)
-        rest = sympy.expand(equation - coefficient * symbol)
-        if not coefficient.is_Integer or symbol in rest.free_symbols:
-            continue
-        value = sympy.expand(-rest / coefficient)
-        terms = [c for _, c in value.as_coefficients_dict().items()]
-        if not all(c.is_Integer for c in terms):
-            continue
-        if all(c >= 0 for c in terms):
-            return symbol, value
-        best = best or (symbol, value)
-    return best
 
 
 def call(net: nn.Module, tensors: dict[str, Tensor], inputs: tuple) -> list[Tensor]:

@@ -39,6 +39,7 @@ def integral_conv1d(
     *,
     quadrature: Quadrature = "trapezoid",
     scale: float = 1.0,
+    kernel: str = "cubic",
     a: float = -0.75,
     boundary: str = "clamp",
     stride: Extent = 1,
@@ -51,7 +52,7 @@ def integral_conv1d(
 ) -> Tensor:
     """Integral convolution over one spatial dimension: x [N, L, W], nodes [M_out, M_in, k]. See `integral_conv2d`."""
     partitions = (out_partition, in_partition, spatial_partitions)
-    rule = (quadrature, scale, Basis(a, boundary))
+    rule = (quadrature, scale, Basis(a, boundary, kernel))
     window = (stride, padding, dilation, groups)
     return _integral_conv(1, x, nodes, bias, partitions, rule, window, dataflow, backend)
 
@@ -65,6 +66,7 @@ def integral_conv2d(
     *,
     quadrature: Quadrature = "trapezoid",
     scale: float = 1.0,
+    kernel: str = "cubic",
     a: float = -0.75,
     boundary: str = "clamp",
     stride: Extent = 1,
@@ -82,9 +84,9 @@ def integral_conv2d(
         nodes: [M_out, M_in, kh, kw]. For a depthwise layer [M_out, 1, kh, kw] with groups = K: only the output axis is
             continuous.
         bias: [M_out] nodes of the bias, sampled along the output axis; or None.
-        out_partition: [K] increasing points in [0, 1], or K, or None for a discrete dimension.
+        out_partition: [K] increasing points in [0, 1] ("cells": [K + 1] edges), or K, or None for a discrete dimension.
         in_partition: [L] likewise, the points of one group.
-        quadrature, scale, a, boundary: see `discretize`.
+        quadrature, scale, kernel, a, boundary: see `discretize`.
         stride, padding, dilation, groups: see `torch.nn.functional.conv2d`.
         spatial_partitions: a partition or None for each kernel dimension, for kernels continuous in space too.
         dataflow: "materialize", "factored" (groups = 1, discrete kernels), "fused" (GPU, besides), or "auto".
@@ -103,7 +105,7 @@ def integral_conv2d(
     torch.Size([1, 4, 8, 8])
     """
     partitions = (out_partition, in_partition, spatial_partitions)
-    rule = (quadrature, scale, Basis(a, boundary))
+    rule = (quadrature, scale, Basis(a, boundary, kernel))
     window = (stride, padding, dilation, groups)
     return _integral_conv(2, x, nodes, bias, partitions, rule, window, dataflow, backend)
 
@@ -117,6 +119,7 @@ def integral_conv3d(
     *,
     quadrature: Quadrature = "trapezoid",
     scale: float = 1.0,
+    kernel: str = "cubic",
     a: float = -0.75,
     boundary: str = "clamp",
     stride: Extent = 1,
@@ -132,7 +135,7 @@ def integral_conv3d(
     See `integral_conv2d`.
     """
     partitions = (out_partition, in_partition, spatial_partitions)
-    rule = (quadrature, scale, Basis(a, boundary))
+    rule = (quadrature, scale, Basis(a, boundary, kernel))
     window = (stride, padding, dilation, groups)
     return _integral_conv(3, x, nodes, bias, partitions, rule, window, dataflow, backend)
 

@@ -180,6 +180,7 @@ def discretize(
     spatial_partitions: Sequence[Partition | None] | None = None,
     quadrature: Quadrature = "trapezoid",
     scale: float = 1.0,
+    kernel: str = "cubic",
     a: float = -0.75,
     boundary: str = "clamp",
     dtype: torch.dtype | None = None,
@@ -190,13 +191,18 @@ def discretize(
     Args:
         nodes: [M_out, M_in, *kernel], or [M_out] (a bias: sampled, no quadrature).
         out_partition: [K] increasing points in [0, 1], or K (as many points as the quadrature wants them), or None:
-            the dimension is discrete, neither sampled nor integrated.
+            the dimension is discrete, neither sampled nor integrated. With "cells", [K + 1] edges of K cells.
         in_partition: [L] likewise.
         spatial_partitions: a partition or None for each kernel dimension, where kernels are continuous in space too
             (x^s of Eq. 2); they are integrated like the input (by the trapezoid if `quadrature` is not a name).
         quadrature: "trapezoid", "midpoint", "simpson", "left", "right", "gauss-legendre", a tensor of weights [L], or
-            a callable partition -> weights. "midpoint" also places node i at (i + 1/2)/M instead of i/(M-1).
+            a callable partition -> weights. "midpoint" also places node i at (i + 1/2)/M instead of i/(M-1). "cells"
+            does, too, and takes the mean of F_W over each output cell and its integral over each input cell, exactly:
+            with fewer points than nodes, sampling at points aliases.
         scale: factor of the quadrature. 1 is the plain integral; M_in - 1 gives unit interior weights.
+        kernel: how nodes become a function: "cubic" convolution, which interpolates them; "linear"; "bspline", cubic
+            and smoother; "conservative", in which a node is the mean over its own cell, so that "cells" at full size
+            is the identity. `nodes_from` makes the nodes of a weight for any of them.
         a: parameter of the cubic convolution kernel; -0.75 is that of `grid_sample`, -0.5 Keys' third-order kernel.
         boundary: "clamp" repeats the end node; "keys" extrapolates quadratically.
         dtype: of the result, default the nodes'.
@@ -224,6 +230,6 @@ def discretize(
     backend = dispatch.select_backend(backend, nodes.device, nodes.dtype)
     wide = arguments.working_dtype(nodes, dtype)
     taps = arguments.weight_taps(
-        nodes, out_partition, in_partition, spatial_partitions, quadrature, scale, Basis(a, boundary), wide
+        nodes, out_partition, in_partition, spatial_partitions, quadrature, scale, Basis(a, boundary, kernel), wide
     )
     return sample(nodes, taps, dtype, backend)

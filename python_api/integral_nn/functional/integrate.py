@@ -88,6 +88,8 @@ def _grid(
             raise TypeError(f"partitions[{i}] must be a tensor of points or an int, got None")
         check_partition(partition, f"partitions[{i}]")
         rules.check_quadrature(rule, f"quadrature[{i}]")
+        if rules.is_cells(rule):
+            raise ValueError(f"quadrature[{i}] must weight values at points, got 'cells', which integrates over nodes")
         if isinstance(partition, Tensor):
             q = rules.weights(rule, partition)
         else:
@@ -104,8 +106,8 @@ def quadrature_weights(name: Quadrature, partition: Tensor) -> Tensor:
     Args:
         name: "left", "right" (order 1), "trapezoid", "midpoint" (order 2), "simpson" (order 4, any count),
             "gauss-legendre" (exact on polynomials), a tensor of weights [n], or a callable points -> weights,
-            which gets the points in float64.
-        partition: [n] increasing points in [0, 1].
+            which gets the points in float64. Of "cells" they are the widths.
+        partition: [n] increasing points in [0, 1]; the n + 1 edges of "cells".
 
     Returns:
         [n] weights, differentiable in the partition, computed in float64 and rounded to its dtype. A tensor of weights
@@ -120,6 +122,6 @@ def quadrature_weights(name: Quadrature, partition: Tensor) -> Tensor:
     """
     if not isinstance(partition, Tensor):
         raise TypeError(f"partition must be a tensor of points, got {type(partition).__name__}")
-    check_partition(partition, "partition")
+    check_partition(partition, "partition", edges=rules.is_cells(name))
     q = rules.weights(name, partition)
     return q if isinstance(name, Tensor) else q.to(partition.dtype)

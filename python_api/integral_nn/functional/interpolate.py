@@ -39,7 +39,7 @@ class Interpolate(Function):
         if ctx.needs_input_grad[0]:
             dx = apply(Spread, "spread", grad, start, weight, ctx.size, ctx.dim, ctx.dtype)
         if ctx.needs_input_grad[2]:
-            dw = apply(InterpolateTapGradient, "interpolate_tap_gradient", x, grad, start, ctx.dim)
+            dw = apply(InterpolateTapGradient, "interpolate_tap_gradient", x, grad, start, weight.shape[1], ctx.dim)
         return dx, None, dw, None, None
 
 
@@ -59,7 +59,7 @@ class Spread(Function):
         if ctx.needs_input_grad[0]:
             dx = apply(Interpolate, "interpolate", grad, start, weight, ctx.dim, ctx.dtype)
         if ctx.needs_input_grad[2]:
-            dw = apply(InterpolateTapGradient, "interpolate_tap_gradient", grad, x, start, ctx.dim)
+            dw = apply(InterpolateTapGradient, "interpolate_tap_gradient", grad, x, start, weight.shape[1], ctx.dim)
         return dx, None, dw, None, None, None
 
 
@@ -67,10 +67,10 @@ class InterpolateTapGradient(Function):
     """g[k, t] = <grad[k], x[start_k + t]>: bilinear in x and grad."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grad: Tensor, start: Tensor, dim: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, grad: Tensor, start: Tensor, taps: int, dim: int) -> Tensor:
         ctx.dim = dim
         ctx.save_for_backward(x, grad, start)
-        return ops.interpolate_tap_gradient(x, grad, start, dim)
+        return ops.interpolate_tap_gradient(x, grad, start, taps, dim)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
@@ -80,7 +80,7 @@ class InterpolateTapGradient(Function):
             dx = apply(Spread, "spread", grad, start, g, x.shape[ctx.dim], ctx.dim, x.dtype)
         if ctx.needs_input_grad[1]:
             dgrad = apply(Interpolate, "interpolate", x, start, g, ctx.dim, grad.dtype)
-        return dx, dgrad, None, None
+        return dx, dgrad, None, None, None
 
 
 def apply(function: type[Function], name: str, *args: Any) -> Any:

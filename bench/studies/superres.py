@@ -1,8 +1,8 @@
 """The paper's super-resolution study on the photographs that come inside Python packages: PSNR against compression.
 
-    python examples/superres.py --net srcnn      x3, three convolutions on the bicubic picture: ten minutes
-    python examples/superres.py --net edsr       x4, residual blocks without norms, pixel shuffle: ten minutes
-    python examples/superres.py --quick          half a minute
+    python -m bench.studies.superres --net srcnn     x3, three convolutions on the bicubic picture: ten minutes
+    python -m bench.studies.superres --net edsr      x4, residual blocks without norms, pixel shuffle: ten minutes
+    python -m bench.studies.superres --quick         half a minute
 
 Held out for the test: astronaut, camera and chelsea of scikit-image and china of scikit-learn. Trained on: flower of
 scikit-learn; coffee, rocket, motorcycle (left), coins, brick, ihc and the Hubble deep field of scikit-image. As in the
@@ -11,7 +11,7 @@ pixels shaved, the mean over the pictures.
 
 Both networks add to the bicubic picture what it misses; with --plain they make the picture themselves (see Upscaler).
 
-Pipelines, tables and files: see study.py. The figure <name>-crop.png is the paper's Fig. 7.
+Pipelines, tables and files: see `study`. The figure <name>-crop.png is the paper's Fig. 7.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from study import Make, Study, Task, parse, parser
 from torch import Tensor, nn
 
 import integral_nn as inn
+from bench.studies.options import parse, parser
+from bench.studies.study import Make, Study, Task
 
 TRAIN = ("flower", "coffee", "rocket", "motorcycle_left", "coins", "brick", "ihc", "hubble_deep_field")
 TEST = ("astronaut", "camera", "chelsea", "china")

@@ -1,0 +1,1 @@
+"""Short programs to learn from; each runs by itself."""
