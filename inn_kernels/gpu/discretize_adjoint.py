@@ -23,26 +23,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inn_kernels.gpu.discretize import IN_TAPS, OUT_TAPS
+from inn_kernels.gpu.discretize import TAPS_TYPES
 from inn_kernels.gpu.launch import Config, empty_like_layout, guard
 from inn_kernels.gpu.sampler_tile import (
     SIZES,
+    TAP_COUNTS,
+    TAPS,
     Geometry,
     SideTaps,
     columns,
+    configs_for,
     dense,
-    dot_4,
+    dot,
     flat_taps,
-    gather_4,
-    load_4,
+    gather,
+    held,
+    load_taps,
     plan,
     points_before,
+    push,
     split_columns,
     steps,
+    tap_configs,
+    tap_counts,
+    tap_label,
     weight_geometry,
     widen,
+    zeros,
 )
-from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, KernelSpec, with_constants
+from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, KernelSpec
 
 NARROW = Config("narrow", {"SUB": 1, "LANES": 128}, num_warps=4, resident=10, max_registers=48)
 WIDE = Config(
@@ -53,75 +62,101 @@ WIDE = Config(
     max_registers=72,
     instead={"sm_80": {"max_registers": 80, "resident": 6}},  # 72 spill there
 )
+MORE = (
+    Config("wide", {"SUB": 2, "LANES": 128}, num_warps=4, resident=7, max_registers=72),
+    NARROW._replace(resident=8, max_registers=64),
+)
 CONFIGS = {
-    2: (WIDE, NARROW),
-    4: (WIDE._replace(resident=5, max_registers=96, instead={}), NARROW),
+    2: {4: (WIDE, NARROW), 8: MORE},
+    4: {4: (WIDE._replace(resident=5, max_registers=96, instead={}), NARROW), 8: MORE},
 }
-"""By bytes an element of dW. As `discretize`: four columns a thread keep enough of dW in flight, one column where the
-layer is small. The bounds are what the compiler needs to spill nothing; int64 column numbers take the larger one. A
-bfloat16 dW is read as bits, a register each: values of two bytes the compiler packs in pairs in the middle of an
-iteration, and waits for them there. From models and machine code, not yet measured."""
+"""By bytes an element of dW and the most taps of an axis; the last also where it has more.
+
+As `discretize`: four columns a thread keep enough of dW in flight, one column where the layer is small. The bounds are
+what the compiler needs to spill nothing; int64 column numbers take the larger one. A bfloat16 dW is read as bits, a
+register each: values of two bytes the compiler packs in pairs in the middle of an iteration, and waits for them there.
+From models and machine code, not yet measured."""
+
+MOST_NEAR = 5
+"""Most points gathered for a column in one go. A node hears four points where there are no more points than nodes, and
+(each node's function is four nodes wide) at most five cells of a node and more, which have up to six taps; four where
+they are wider."""
 
 
 @triton.jit
-def point_weight(p_start, p_weight, points, b_point, b_node):
+def point_weight(p_start, p_weight, points, b_point, b_node, taps):
     """Weight of a point at a node; 0 where the point does not touch it or does not exist. Blocks like b_point."""
     b_exists = b_point < points
     b_tap = b_node - tl.load(p_start + b_point, mask=b_exists, other=2147483647)
-    return tl.load(p_weight + b_point * 4 + b_tap, mask=b_exists & (b_tap >= 0) & (b_tap < 4), other=0.0)
+    return tl.load(p_weight + b_point * taps + b_tap, mask=b_exists & (b_tap >= 0) & (b_tap < taps), other=0.0)
 
 
 @triton.jit
-def first_contributor(p_start, p_weight, points, b_node):
-    """First of four neighbouring points that hold every point touching a node, if four do. int32 like b_node.
+def first_contributor(p_start, p_weight, points, b_node, taps, NEAR: tl.constexpr, SLACK: tl.constexpr):
+    """First of NEAR neighbouring points that hold every point touching a node, if NEAR do. int32 like b_node.
 
-    Where the window of a point was moved inside at an end of the axis, a fifth point touches the node with weight
-    zero. It is dropped, so that uniform partitions with no more points than nodes never need more than four.
+    Where the window of a point was moved inside at an end of the axis, or has more taps than it needs, further points
+    touch the node with weight zero. SLACK of them are dropped, so that uniform partitions with no more points than
+    nodes never need more than NEAR.
     """
-    b_point = points_before(p_start, points, b_node - 3)
-    b_point += (point_weight(p_start, p_weight, points, b_point, b_node) == 0.0).to(tl.int32)
-    return tl.maximum(tl.minimum(b_point, points - 4), 0)
+    b_point = points_before(p_start, points, b_node - (taps - 1))
+    for _ in tl.static_range(SLACK):
+        b_point += (point_weight(p_start, p_weight, points, b_point, b_node, taps) == 0.0).to(tl.int32)
+    return tl.maximum(tl.minimum(b_point, points - NEAR), 0)
 
 
 @triton.jit
-def any_beyond(p_start, p_weight, points, b_point, b_node):
-    """Whether a node of the tile is touched by a point after the four from its b_point on (the next with weight)."""
-    b_fifth = point_weight(p_start, p_weight, points, b_point + 4, b_node) != 0.0
-    b_sixth = tl.load(p_start + b_point + 5, mask=b_point + 5 < points, other=2147483647) <= b_node
-    return tl.max((b_fifth | b_sixth).to(tl.int32), 0) > 0
+def any_beyond(p_start, p_weight, points, b_point, b_node, taps, NEAR: tl.constexpr, SLACK: tl.constexpr):
+    """Whether a node of the tile is touched by a point after the NEAR from its b_point on (the next with weight)."""
+    b_next = b_point + NEAR + SLACK
+    b_beyond = tl.load(p_start + b_next, mask=b_next < points, other=2147483647) <= b_node
+    for n in tl.static_range(SLACK):
+        b_beyond |= point_weight(p_start, p_weight, points, b_point + NEAR + n, b_node, taps) != 0.0
+    return tl.max(b_beyond.to(tl.int32), 0) > 0
 
 
 @triton.jit
 def point_row(
-    b_x0, b_x1, b_x2, b_x3,  # [SUB * LANES] dW at the first four points of each column
-    b_c0, b_c1, b_c2, b_c3,  # [SUB * LANES] their weights
+    b_x,  # [SUB * LANES] each: dW at the first NEAR points of each column
+    b_c,  # [SUB * LANES] their weights
     p_row,  # [SUB * LANES] the first of them
-    p_in_start, p_in_weight, in_points, inner,
+    p_in_start, p_in_weight, in_points, inner, in_taps,
     b_l, b_j, most,  # first point and node of each column, the most points that touch one
-    SAMPLE_IN: tl.constexpr,
+    NEAR: tl.constexpr,
     CROWDED: tl.constexpr,
 ):  # fmt: skip
     """G[k]: one row of dW gathered along the input axis. float32 [SUB * LANES]."""
-    b_g = dot_4(b_x0, b_x1, b_x2, b_x3, b_c0, b_c1, b_c2, b_c3, SAMPLE_IN)
+    b_g = dot(b_x, b_c, NEAR)
     if CROWDED:
-        for i_c in range(4, most):
-            b_w = point_weight(p_in_start, p_in_weight, in_points, b_l + i_c, b_j)  # [SUB * LANES]
-            b_g += b_w * widen(tl.load(p_row + i_c * inner, mask=b_w != 0.0, other=0))
+        for n in range(NEAR, most):
+            b_w = point_weight(p_in_start, p_in_weight, in_points, b_l + n, b_j, in_taps)  # [SUB * LANES]
+            b_g += b_w * widen(tl.load(p_row + n * inner, mask=b_w != 0.0, other=0))
     return b_g
+
+
+@triton.jit
+def add_scaled(b_window, w, b_g, TAPS: tl.constexpr):
+    """Each row of a window plus its weight times one row of G."""
+    b_sums = ()
+    for n in tl.static_range(TAPS):
+        b_sums += (b_window[n] + w[n] * b_g,)
+    return b_sums
 
 
 @triton.jit
 def adjoint_tile(
     p_grad,  # [out_points, outer, in_points, inner]
     p_out,  # the tile's first element: row i_begin of d_nodes, first column
-    p_out_start, p_out_weight,  # [out_points], [out_points, 4]
-    p_in_start, p_in_weight,  # [in_points], [in_points, 4]
-    out_points, in_nodes, in_points, inner, stride, width,
+    p_out_start, p_out_weight,  # [out_points], [out_points, out_taps]
+    p_in_start, p_in_weight,  # [in_points], [in_points, in_taps]
+    out_points, in_nodes, in_points, inner, out_taps, in_taps, stride, width,
     i_begin, i_end,  # node rows of this tile
     i_first, b_lane, b_near, b_inside,  # see `columns`
     b_l, most,  # [SUB * LANES] first contributing point; with CROWDED, the most that touch a column
     SAMPLE_OUT: tl.constexpr,
     SAMPLE_IN: tl.constexpr,
+    TAPS_OUT: tl.constexpr,  # rows of the window, 0: rows of dW are read again for each node row
+    NEAR: tl.constexpr,  # points gathered for a column, 1 along a discrete axis
     CROWDED: tl.constexpr,
     ADJACENT: tl.constexpr,
     SUB: tl.constexpr,
@@ -129,67 +164,78 @@ def adjoint_tile(
 ):  # fmt: skip
     """Streams the rows of dW under a tile of d_nodes. A discrete axis has its nodes for points."""
     b_first, b_j = i_first + b_near, b_near  # [SUB * LANES] column of the first contributing point, node
-    b_c0, b_c1, b_c2, b_c3 = 1.0, 0.0, 0.0, 0.0
-    step_1, step_2, step_3 = 0, 0, 0
+    b_c, distances = (1.0,), (0,)
     if SAMPLE_IN:
         b_outer, b_j, b_inner = split_columns(i_first, b_near, in_nodes, inner)
         b_first = (b_outer * in_points + b_l) * inner + b_inner
-        b_c0 = point_weight(p_in_start, p_in_weight, in_points, b_l, b_j)
-        b_c1 = point_weight(p_in_start, p_in_weight, in_points, b_l + 1, b_j)
-        b_c2 = point_weight(p_in_start, p_in_weight, in_points, b_l + 2, b_j)
-        b_c3 = point_weight(p_in_start, p_in_weight, in_points, b_l + 3, b_j)
-        step_1, step_2, step_3 = steps(in_points, inner)
+        b_c = (point_weight(p_in_start, p_in_weight, in_points, b_l, b_j, in_taps),)
+        for n in tl.static_range(1, NEAR):
+            b_c += (point_weight(p_in_start, p_in_weight, in_points, b_l + n, b_j, in_taps),)
+        distances = steps(in_points, inner, NEAR)
     i_row, i_k = i_begin, i_begin  # node row, row of dW in flight
     if SAMPLE_OUT:
-        i_row = tl.maximum(i_begin - 3, 0)
-        i_k = points_before(p_out_start, out_points, i_row)
+        if TAPS_OUT > 0:
+            i_row = tl.maximum(i_begin - (TAPS_OUT - 1), 0)
+            i_k = points_before(p_out_start, out_points, i_row)
+        else:
+            i_k = points_before(p_out_start, out_points, i_begin - (out_taps - 1))
         i_start = tl.load(p_out_start + i_k, mask=i_k < out_points, other=2147483647)  # node row it starts at
     p_row = p_grad + tl.minimum(i_k, out_points - 1) * stride + b_first  # [SUB * LANES]
-    b_x0, b_x1, b_x2, b_x3 = gather_4(p_row, step_1, step_2, step_3, SAMPLE_IN, ADJACENT)
-    b_a0 = tl.zeros((SUB * LANES,), tl.float32)  # the window: sums of node rows i_row .. i_row + 3
-    b_a1 = tl.zeros((SUB * LANES,), tl.float32)
-    b_a2 = tl.zeros((SUB * LANES,), tl.float32)
-    b_a3 = tl.zeros((SUB * LANES,), tl.float32)
+    b_x = gather(p_row, distances, NEAR, ADJACENT)  # [SUB * LANES] each
+    b_window = zeros(TAPS_OUT, SUB * LANES)  # sums of node rows from i_row on
     while i_row < i_end:
-        if SAMPLE_OUT:
+        if not SAMPLE_OUT:
+            b_g = point_row(
+                b_x, b_c, p_row, p_in_start, p_in_weight, in_points, inner, in_taps, b_l, b_j, most, NEAR, CROWDED
+            )
+            b_window = (b_g,)
+            p_row = p_grad + tl.minimum(i_row + 1, out_points - 1) * stride + b_first  # [SUB * LANES]
+            b_x = gather(p_row, distances, NEAR, ADJACENT)
+        elif TAPS_OUT > 0:
             while i_start <= i_row:
                 b_g = point_row(
-                    b_x0, b_x1, b_x2, b_x3, b_c0, b_c1, b_c2, b_c3, p_row, p_in_start, p_in_weight,
-                    in_points, inner, b_l, b_j, most, SAMPLE_IN, CROWDED,
-                )  # fmt: skip
-                w0, w1, w2, w3 = load_4(p_out_weight, i_k)
-                b_a0 += w0 * b_g
-                b_a1 += w1 * b_g
-                b_a2 += w2 * b_g
-                b_a3 += w3 * b_g
+                    b_x, b_c, p_row, p_in_start, p_in_weight, in_points, inner, in_taps, b_l, b_j, most, NEAR, CROWDED
+                )
+                w = load_taps(p_out_weight, i_k, TAPS_OUT, TAPS_OUT, True)
+                b_window = add_scaled(b_window, w, b_g, TAPS_OUT)
                 i_k += 1
                 i_start = tl.load(p_out_start + i_k, mask=i_k < out_points, other=2147483647)
                 p_row = p_grad + tl.minimum(i_k, out_points - 1) * stride + b_first  # [SUB * LANES]
-                b_x0, b_x1, b_x2, b_x3 = gather_4(p_row, step_1, step_2, step_3, SAMPLE_IN, ADJACENT)
+                b_x = gather(p_row, distances, NEAR, ADJACENT)
         else:
-            b_a0 = point_row(
-                b_x0, b_x1, b_x2, b_x3, b_c0, b_c1, b_c2, b_c3, p_row, p_in_start, p_in_weight,
-                in_points, inner, b_l, b_j, most, SAMPLE_IN, CROWDED,
-            )  # fmt: skip
-            p_row = p_grad + tl.minimum(i_row + 1, out_points - 1) * stride + b_first  # [SUB * LANES]
-            b_x0, b_x1, b_x2, b_x3 = gather_4(p_row, step_1, step_2, step_3, SAMPLE_IN, ADJACENT)
+            while i_start <= i_row - out_taps:  # of no use to later node rows
+                i_k += 1
+                i_start = tl.load(p_out_start + i_k, mask=i_k < out_points, other=2147483647)
+            b_sum = tl.zeros((SUB * LANES,), tl.float32)
+            i_at, i_from = i_k, i_start
+            while i_from <= i_row:
+                w = tl.load(p_out_weight + i_at * out_taps + (i_row - i_from))
+                if w != 0.0:
+                    p_at = p_grad + i_at * stride + b_first  # [SUB * LANES]
+                    b_g = point_row(
+                        gather(p_at, distances, NEAR, ADJACENT), b_c, p_at,
+                        p_in_start, p_in_weight, in_points, inner, in_taps, b_l, b_j, most, NEAR, CROWDED,
+                    )  # fmt: skip
+                    b_sum += w * b_g
+                i_at += 1
+                i_from = tl.load(p_out_start + i_at, mask=i_at < out_points, other=2147483647)
+            b_window = (b_sum,)
         if i_row >= i_begin:
-            tl.store(p_out + b_lane, b_a0.to(p_out.dtype.element_ty), mask=b_inside)
+            tl.store(p_out + b_lane, b_window[0].to(p_out.dtype.element_ty), mask=b_inside)
             p_out += width
         i_row += 1
-        b_a0 = b_a1
-        b_a1 = b_a2
-        b_a2 = b_a3
-        b_a3 = tl.zeros((SUB * LANES,), tl.float32)
+        b_window = push(b_window, tl.zeros((SUB * LANES,), tl.float32), TAPS_OUT, TAPS_OUT, True)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=SIZES + TAP_COUNTS)
 def discretize_adjoint_kernel(
     p_grad,  # [batch, out_points, outer, in_points, inner]; bits of bfloat16
     p_out,  # [batch, out_nodes, outer, in_nodes, inner]
-    p_out_start, p_out_weight,  # [out_points], [out_points, 4]; None: the output axis is discrete
-    p_in_start, p_in_weight,  # [in_points], [in_points, 4]; None: the input axis is discrete
-    out_nodes, out_points, outer, in_nodes, in_points, inner, rows, blocks, tiles,
+    p_out_start, p_out_weight,  # [out_points], [out_points, out_taps]; None: the output axis is discrete
+    p_in_start, p_in_weight,  # [in_points], [in_points, in_taps]; None: the input axis is discrete
+    out_nodes, out_points, outer, in_nodes, in_points, inner, rows, blocks, tiles, out_taps, in_taps,
+    TAPS_OUT: tl.constexpr,
+    TAPS_IN: tl.constexpr,
     ADJACENT: tl.constexpr,
     SUB: tl.constexpr,
     LANES: tl.constexpr,
@@ -198,6 +244,9 @@ def discretize_adjoint_kernel(
     """d_nodes = S_out^T dW S_in, a tile of columns and a run of rows a program."""
     SAMPLE_OUT: tl.constexpr = p_out_start is not None
     SAMPLE_IN: tl.constexpr = p_in_start is not None
+    NEAR: tl.constexpr = 5 if TAPS_IN == 5 or TAPS_IN == 6 else 4
+    SLACK: tl.constexpr = 1 if TAPS_IN == 4 else 3
+    in_taps = in_taps if TAPS_IN == 0 else TAPS_IN
     i_program = tl.program_id(0)
     i_batch = (i_program // tiles // blocks).to(tl.int64)
     i_tile = i_program % tiles
@@ -210,33 +259,33 @@ def discretize_adjoint_kernel(
     i_first, b_lane, b_near, b_inside = columns(i_tile, width, SUB, LANES, INDEX)  # scalar, [SUB * LANES] each
     if SAMPLE_IN:
         _outer, b_j, _inner = split_columns(i_first, b_near, in_nodes, inner)  # [SUB * LANES]
-        b_l = first_contributor(p_in_start, p_in_weight, in_points, b_j)
-        if any_beyond(p_in_start, p_in_weight, in_points, b_l, b_j):
+        b_l = first_contributor(p_in_start, p_in_weight, in_points, b_j, in_taps, NEAR, SLACK)
+        if any_beyond(p_in_start, p_in_weight, in_points, b_l, b_j, in_taps, NEAR, SLACK):
             # Clustered points. One sub-tile after the other: the loop over further points takes registers.
             most = tl.max(points_before(p_in_start, in_points, b_j + 1) - b_l, 0)
             for i_sub in range(tl.minimum(tl.cdiv(width - i_first, LANES), SUB)):
                 i_c, b_c_lane, b_c_near, b_c_inside = columns(i_tile * SUB + i_sub, width, 1, LANES, INDEX)
                 _c_outer, b_c_j, _c_inner = split_columns(i_c, b_c_near, in_nodes, inner)  # [1, LANES]
-                b_c_l = first_contributor(p_in_start, p_in_weight, in_points, b_c_j)
+                b_c_l = first_contributor(p_in_start, p_in_weight, in_points, b_c_j, in_taps, NEAR, SLACK)
                 adjoint_tile(
                     p_grad, p_out + i_c, p_out_start, p_out_weight, p_in_start, p_in_weight,
-                    out_points, in_nodes, in_points, inner, stride, width, i_begin, i_end,
+                    out_points, in_nodes, in_points, inner, out_taps, in_taps, stride, width, i_begin, i_end,
                     i_c, b_c_lane, b_c_near, b_c_inside, b_c_l, most,
-                    SAMPLE_OUT, True, True, ADJACENT, 1, LANES,
+                    SAMPLE_OUT, True, TAPS_OUT, NEAR, True, ADJACENT, 1, LANES,
                 )  # fmt: skip
         else:
             adjoint_tile(
                 p_grad, p_out + i_first, p_out_start, p_out_weight, p_in_start, p_in_weight,
-                out_points, in_nodes, in_points, inner, stride, width, i_begin, i_end,
-                i_first, b_lane, b_near, b_inside, b_l, 4,
-                SAMPLE_OUT, True, False, ADJACENT, SUB, LANES,
+                out_points, in_nodes, in_points, inner, out_taps, in_taps, stride, width, i_begin, i_end,
+                i_first, b_lane, b_near, b_inside, b_l, NEAR,
+                SAMPLE_OUT, True, TAPS_OUT, NEAR, False, ADJACENT, SUB, LANES,
             )  # fmt: skip
     else:
         adjoint_tile(
             p_grad, p_out + i_first, p_out_start, p_out_weight, p_in_start, p_in_weight,
-            out_points, in_nodes, in_points, inner, stride, width, i_begin, i_end,
-            i_first, b_lane, b_near, b_inside, b_near, 4,
-            SAMPLE_OUT, False, False, ADJACENT, SUB, LANES,
+            out_points, in_nodes, in_points, inner, out_taps, in_taps, stride, width, i_begin, i_end,
+            i_first, b_lane, b_near, b_inside, b_near, 1,
+            SAMPLE_OUT, False, TAPS_OUT, 1, False, ADJACENT, SUB, LANES,
         )  # fmt: skip
 
 
@@ -251,13 +300,15 @@ def gather_adjoint(
     if not grad.numel():
         return out.zero_()
     if out.numel():
-        configs = CONFIGS[grad.element_size() if sizes.index is tl.int32 else 4]
+        counts = tap_counts(out_taps, in_taps)
+        configs = configs_for(CONFIGS[grad.element_size() if sizes.index is tl.int32 else 4], *counts)
         p = plan(sizes, sizes.out_nodes, sizes.node_columns, configs, out.device)
         bits = grad.view(torch.uint16) if grad.dtype == torch.bfloat16 else grad
         with guard(out):
             discretize_adjoint_kernel[p.grid](
-                bits, out, *flat_taps(out_taps, in_taps), *sizes[1:], p.rows, p.blocks, p.tiles,
-                ADJACENT=sizes.adjacent_points, INDEX=p.index, **p.config.options,
+                bits, out, *flat_taps(out_taps, in_taps), *sizes[1:], p.rows, p.blocks, p.tiles, *counts,
+                TAPS_OUT=held(counts[0]), TAPS_IN=held(counts[1]),
+                ADJACENT=sizes.adjacent(sizes.in_points, MOST_NEAR), INDEX=p.index, **p.config.options,
             )  # fmt: skip
     return out
 
@@ -265,9 +316,9 @@ def gather_adjoint(
 def discretize_adjoint(
     grad: Tensor,  # [K, L, *rest]
     out_start: Tensor,  # [K]
-    out_weight: Tensor,  # [K, 4]
+    out_weight: Tensor,  # [K, T_out]
     in_start: Tensor,  # [L]
-    in_weight: Tensor,  # [L, 4]
+    in_weight: Tensor,  # [L, T_in]
     out_nodes: int,
     in_nodes: int,
     dtype: torch.dtype,
@@ -282,23 +333,20 @@ def discretize_adjoint(
 KERNELS = [
     KernelSpec(
         discretize_adjoint_kernel,
-        {
-            "p_grad": "*u16" if grad == "bf16" else f"*{grad}",
-            "p_out": f"*{out}",
-            **OUT_TAPS,
-            **IN_TAPS,
-            **dict.fromkeys(SIZES, "i32"),
-        },
-        with_constants(configs, ADJACENT=(True, False), INDEX=(index,)),
-        f"{grad}-{out}" + (" int64" if index is tl.int64 else ""),
+        {"p_grad": "*u16" if grad == "bf16" else f"*{grad}", "p_out": f"*{out}", **TAPS_TYPES},
+        tap_configs(CONFIGS[size], taps, ADJACENT=(True, False), INDEX=(index,)),
+        f"{grad}-{out}" + tap_label(taps) + (" int64" if index is tl.int64 else ""),
         barrier_free_loops=True,
         targets=targets,
     )
-    for grad, out, configs, index, targets in (
-        ("bf16", "fp32", CONFIGS[2], tl.int32, ALL_TARGETS),
-        ("bf16", "fp32", CONFIGS[4], tl.int64, ONE_TARGET),
-        ("fp16", "fp32", CONFIGS[2], tl.int32, ONE_TARGET),
-        ("fp32", "fp32", CONFIGS[4], tl.int32, ONE_TARGET),
-        ("bf16", "bf16", CONFIGS[2], tl.int32, ONE_TARGET),
+    for grad, out, size, taps, index, targets in (
+        ("bf16", "fp32", 2, (4, 4), tl.int32, ALL_TARGETS),
+        ("bf16", "fp32", 4, (4, 4), tl.int64, ONE_TARGET),
+        ("fp16", "fp32", 2, (4, 4), tl.int32, ONE_TARGET),
+        ("fp32", "fp32", 4, (4, 4), tl.int32, ONE_TARGET),
+        ("bf16", "bf16", 2, (4, 4), tl.int32, ONE_TARGET),
+        *(("bf16", "fp32", 2, taps, tl.int32, ONE_TARGET) for taps in TAPS),
+        *(("bf16", "bf16", 2, taps, tl.int32, ONE_TARGET) for taps in TAPS),
+        *(("fp32", "fp32", 4, taps, tl.int32, ONE_TARGET) for taps in TAPS[:2]),
     )
 ]

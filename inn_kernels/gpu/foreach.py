@@ -7,7 +7,7 @@ Small layers do not fill a GPU and each launch costs microseconds, so a network'
 which tile of which layer it computes, and that layer's sizes, from a table on the device:
 
     tiles   int32 [programs, 2]     layer, tile within the layer
-    layers  int64 [layers, 16]      node pointer, offset of the result, four tap pointers, six sizes, rows, tiles
+    layers  int64 [layers, 16]      node pointer, offset of the result, four tap pointers, six sizes, rows, tiles, taps
 
 All results lie in one allocation, each layer's from an offset that depends on shapes alone: when shapes, nodes and taps
 stay where they are, the table does too and is found in a cache; else it is written on the host and copied without
@@ -26,14 +26,16 @@ import triton.language as tl
 from torch import Tensor
 
 from inn_kernels import ops, reference
+from inn_kernels.gpu import discretize
 from inn_kernels.gpu.discretize import sample_tile
-from inn_kernels.gpu.launch import TRITON_TYPE, Config, empty, guard, is_channels_last, processors
-from inn_kernels.gpu.sampler_tile import MIN_ROWS, Geometry, dense, weight_geometry
-from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, KernelSpec
+from inn_kernels.gpu.launch import TRITON_TYPE, empty, guard, is_channels_last, processors
+from inn_kernels.gpu.sampler_tile import MIN_ROWS, Geometry, dense, tap_counts, tap_label, weight_geometry
+from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, KernelSpec, with_constants
 from inn_kernels.taps import Taps
 
-CONFIG = Config("wide", {"SUB": 4, "LANES": 128}, num_warps=4, resident=7, max_registers=72)
-"""The wide tile of `discretize`: together the layers of a network fill the chip."""
+CONFIGS = {most: wide for most, (wide, _) in discretize.CONFIGS.items()}
+CONFIGS[0] = CONFIGS[8]
+"""The wide tile of `discretize`, by TAPS: together the layers of a network fill the chip."""
 
 FIELDS = 16
 """int64 values a layer in the table."""
@@ -48,6 +50,7 @@ def discretize_foreach_kernel(
     p_tiles,  # int32 [programs, 2]
     p_out,  # every result, one after the other
     NODES: tl.constexpr,  # storage dtype of the nodes
+    TAPS: tl.constexpr,  # 4: every axis has four; else the most of an axis, 0: any number, in a loop
     SUB: tl.constexpr,
     LANES: tl.constexpr,
 ):
@@ -71,32 +74,35 @@ def discretize_foreach_kernel(
     inner = tl.load(p_layer + 11).to(tl.int32)
     rows = tl.load(p_layer + 12).to(tl.int32)
     tiles = tl.load(p_layer + 13).to(tl.int32)
+    EXACT: tl.constexpr = TAPS == 4
+    out_taps = TAPS if EXACT else tl.load(p_layer + 14).to(tl.int32)
+    in_taps = TAPS if EXACT else tl.load(p_layer + 15).to(tl.int32)
     i_block, i_tile = i_within // tiles, i_within % tiles
     if out_start != 0:
         if in_start != 0:
             sample_tile(
                 p_nodes, p_w, p_out_start, p_out_weight, p_in_start, p_in_weight,
-                out_nodes, out_points, outer, in_nodes, in_points, inner,
-                i_block, i_tile, rows, True, True, False, SUB, LANES, tl.int32,
+                out_nodes, out_points, outer, in_nodes, in_points, inner, out_taps, in_taps,
+                i_block, i_tile, rows, True, True, TAPS, TAPS, EXACT, False, SUB, LANES, tl.int32,
             )  # fmt: skip
         else:
             sample_tile(
                 p_nodes, p_w, p_out_start, p_out_weight, p_in_start, p_in_weight,
-                out_nodes, out_points, outer, in_nodes, in_points, inner,
-                i_block, i_tile, rows, True, False, False, SUB, LANES, tl.int32,
+                out_nodes, out_points, outer, in_nodes, in_points, inner, out_taps, 1,
+                i_block, i_tile, rows, True, False, TAPS, 1, EXACT, False, SUB, LANES, tl.int32,
             )  # fmt: skip
     else:
         if in_start != 0:
             sample_tile(
                 p_nodes, p_w, p_out_start, p_out_weight, p_in_start, p_in_weight,
-                out_nodes, out_points, outer, in_nodes, in_points, inner,
-                i_block, i_tile, rows, False, True, False, SUB, LANES, tl.int32,
+                out_nodes, out_points, outer, in_nodes, in_points, inner, 1, in_taps,
+                i_block, i_tile, rows, False, True, 1, TAPS, EXACT, False, SUB, LANES, tl.int32,
             )  # fmt: skip
         else:
             sample_tile(
                 p_nodes, p_w, p_out_start, p_out_weight, p_in_start, p_in_weight,
-                out_nodes, out_points, outer, in_nodes, in_points, inner,
-                i_block, i_tile, rows, False, False, False, SUB, LANES, tl.int32,
+                out_nodes, out_points, outer, in_nodes, in_points, inner, 1, 1,
+                i_block, i_tile, rows, False, False, 1, 1, EXACT, False, SUB, LANES, tl.int32,
             )  # fmt: skip
 
 
@@ -140,7 +146,7 @@ def discretize_foreach_adjoint(
 
 
 def discretize_layers(nodes: Sequence[Tensor], taps: Sequence[AxisTaps], dtype: torch.dtype) -> list[Tensor]:
-    """Every layer's weight in one launch (one more for each further storage dtype of nodes).
+    """Every layer's weight in one launch (one more for each further storage dtype of nodes, and for long taps).
 
     Args:
         nodes: of each layer, [M_out, M_in, *kernel], or [M_out] for a bias or norm vector; all on one device.
@@ -151,10 +157,10 @@ def discretize_layers(nodes: Sequence[Tensor], taps: Sequence[AxisTaps], dtype: 
         [K, L, *kernel] or [K] of each layer, in the layout of its nodes. They share one allocation.
     """
     out: list[Tensor | None] = [None] * len(nodes)
-    kinds: dict[torch.dtype, list[int]] = {}
+    kinds: dict[tuple[torch.dtype, bool], list[int]] = {}
     for n, (x, along) in enumerate(zip(nodes, taps, strict=True)):
         if _runs_here(x, along, dtype):
-            kinds.setdefault(x.dtype, []).append(n)
+            kinds.setdefault((x.dtype, _tap_class(_counts(along)) > 0), []).append(n)
         else:
             out[n] = _alone(x, along, dtype)
     for layers in kinds.values():
@@ -162,6 +168,18 @@ def discretize_layers(nodes: Sequence[Tensor], taps: Sequence[AxisTaps], dtype: 
         for n, weight in zip(layers, made):
             out[n] = weight
     return out  # type: ignore[return-value]
+
+
+def _counts(taps: AxisTaps) -> list[int]:
+    """T of each axis that is sampled."""
+    return [side.weight.shape[1] for side in taps if side is not None]
+
+
+def _tap_class(counts: list[int]) -> int:
+    """The variant of the kernel for axes of these taps."""
+    if all(n == 4 for n in counts):
+        return 4
+    return next((most for most in CONFIGS if most != 4 and max(counts) <= most), 0)
 
 
 def _runs_here(nodes: Tensor, taps: AxisTaps, dtype: torch.dtype) -> bool:
@@ -192,10 +210,13 @@ def _launch(nodes: list[Tensor], taps: list[AxisTaps], dtype: torch.dtype) -> li
         row[6:12] = sizes[1:]
         shapes.append((sizes.out_points, sizes.point_columns))
         offset += -(-sizes.out_points * sizes.point_columns // 128) * 128  # aligned for the GEMM that reads it
-    lanes = CONFIG.constants["SUB"] * CONFIG.constants["LANES"]
+        row[14:] = tap_counts(*(side[:2] if side else (None, None) for side in along))
+    most = _tap_class([n for along in taps for n in _counts(along)])
+    config = CONFIGS[most]
+    lanes = config.constants["SUB"] * config.constants["LANES"]
     points, widths = np.array(shapes, np.int64).T
     tiles = -(-widths // lanes)
-    waves = 2 * CONFIG.resident * processors(device)
+    waves = 2 * config.resident * processors(device)
     rows = int(np.clip(-(-int((tiles * points).sum()) // waves), MIN_ROWS, MAX_ROWS))
     layers[:, 12], layers[:, 13] = rows, tiles
     programs = -(-points // rows) * tiles
@@ -208,7 +229,8 @@ def _launch(nodes: list[Tensor], taps: list[AxisTaps], dtype: torch.dtype) -> li
                 table[layers.size :].view(torch.int32),
                 flat,
                 NODES=getattr(tl, str(nodes[0].dtype).removeprefix("torch.")),
-                **CONFIG.options,
+                TAPS=most,
+                **config.options,
             )
     return [_result(flat, int(row[1]), x, along) for row, x, along in zip(layers, nodes, taps)]
 
@@ -281,15 +303,18 @@ KERNELS = [
     KernelSpec(
         discretize_foreach_kernel,
         {"p_layers": "*i64", "p_tiles": "*i32", "p_out": f"*{out}"},
-        [CONFIG._replace(constants={**CONFIG.constants, "NODES": nodes})],
-        f"{nodes.name}-{out}",
+        with_constants([CONFIGS[taps]], NODES=(nodes,), TAPS=(taps,)),
+        f"{nodes.name}-{out}" + tap_label((taps, taps)),
         barrier_free_loops=True,
         targets=targets,
     )
-    for nodes, out, targets in (
-        (tl.float32, "bf16", ALL_TARGETS),
-        (tl.float32, "fp16", ONE_TARGET),
-        (tl.float32, "fp32", ONE_TARGET),
-        (tl.bfloat16, "bf16", ONE_TARGET),
+    for nodes, out, taps, targets in (
+        (tl.float32, "bf16", 4, ALL_TARGETS),
+        (tl.float32, "fp16", 4, ONE_TARGET),
+        (tl.float32, "fp32", 4, ONE_TARGET),
+        (tl.bfloat16, "bf16", 4, ONE_TARGET),
+        (tl.float32, "bf16", 6, ONE_TARGET),
+        (tl.float32, "bf16", 8, ONE_TARGET),
+        (tl.float32, "bf16", 0, ONE_TARGET),
     )
 ]

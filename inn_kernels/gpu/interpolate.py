@@ -1,17 +1,17 @@
 """Interpolate and spread: one axis of any tensor sampled, or its adjoint, for activations and one-axis weights (Eq. 5).
 
-    interpolate   y = S x      y[., k, .] = sum_{t<4} weight[k, t] x[., start[k] + t, .]
-    spread        x = S^T y    x[., i, .] = sum over k with start[k] in [i - 3, i]  weight[k, i - start[k]] y[., k, .]
+    interpolate   y = S x      y[., k, .] = sum_{t<T} weight[k, t] x[., start[k] + t, .]
+    spread        x = S^T y    x[., i, .] = sum over k with start[k] in (i - T, i]  weight[k, i - start[k]] y[., k, .]
     gradients     of either in its tensor: the other; of interpolate in the weights (of spread with x and y swapped):
                   d weight[k, t] = <dy[., k, .], x[., start[k] + t, .]>
 
 These are `discretize`, its adjoint and its tap gradient with one axis discrete, and run the same kernels, compiled
 without the discrete axis's taps. A tensor [before, M, after] is seen in one of two ways:
 
-    after >= LINE   `before` matrices of M rows and `after` columns: rows are sampled, a window of four in registers
-    after <  LINE   one matrix of `before` rows and M * after columns: columns are sampled, four gathers from cache
+    after >= LINE   `before` matrices of M rows and `after` columns: rows are sampled, a window of T in registers
+    after <  LINE   one matrix of `before` rows and M * after columns: columns are sampled, T gathers from cache
 
-Memory sees x once and y once; never the index or the [., 4, .] expansion that eager indexing writes.
+Memory sees x once and y once; never the index or the [., T, .] expansion that eager indexing writes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from inn_kernels.gpu import discretize as discretize_file
 from inn_kernels.gpu import discretize_adjoint as adjoint_file
 from inn_kernels.gpu import discretize_tap_gradient as tap_file
 from inn_kernels.gpu.launch import empty
-from inn_kernels.gpu.sampler_tile import Geometry
+from inn_kernels.gpu.sampler_tile import TAPS, Geometry, tap_label
 from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, with_constants
 
 LINE = 128
@@ -38,7 +38,7 @@ NONE = (None, None)
 def interpolate(
     x: Tensor,  # [..., M, ...]
     start: Tensor,  # [K]
-    weight: Tensor,  # [K, 4]
+    weight: Tensor,  # [K, T]
     dim: int,
     dtype: torch.dtype,
 ) -> Tensor:  # [..., K, ...]
@@ -51,7 +51,7 @@ def interpolate(
 def spread(
     x: Tensor,  # [..., K, ...]
     start: Tensor,  # [K]
-    weight: Tensor,  # [K, 4]
+    weight: Tensor,  # [K, T]
     nodes: int,
     dim: int,
     dtype: torch.dtype,
@@ -96,21 +96,23 @@ def _along(
 
 
 _ABSENT = {
-    "rows": ("p_in_start", "p_in_weight", "p_d_in"),
-    "columns": ("p_out_start", "p_out_weight", "p_d_out"),
+    "rows": ("TAPS_IN", "p_in_start", "p_in_weight", "p_d_in"),
+    "columns": ("TAPS_OUT", "p_out_start", "p_out_weight", "p_d_out"),
 }
+VARIANTS = ("fp32-fp32", "bf16-bf16", *("bf16-bf16" + tap_label(taps) for taps in TAPS if taps[0] == taps[1]))
 KERNELS = [
     replace(
         spec,
         configs=with_constants(
             [c for c in spec.configs if sampled == "columns" or c.constants["ADJACENT"]],  # rows are lines
             **{name: (None,) for name in absent if name in spec.signature},
+            **{discrete: (1,)},
         ),
         variant=f"{spec.variant} {sampled}",
         targets=ALL_TARGETS if spec.variant == "bf16-bf16" else ONE_TARGET,
     )
     for operation in (discretize_file, adjoint_file, tap_file)
     for spec in operation.KERNELS
-    for sampled, absent in _ABSENT.items()
-    if spec.variant in ("bf16-bf16", "fp32-fp32")
+    for sampled, (discrete, *absent) in _ABSENT.items()
+    if spec.variant in VARIANTS
 ]

@@ -16,8 +16,8 @@ Sizes are run-time arguments: widths change at every training step, and a compil
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,11 +25,15 @@ import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.launch import Config, cdiv, is_channels_last, processors, target_of
+from inn_kernels.gpu.specs import with_constants
 
 SIZES = (
     "out_nodes", "out_points", "outer", "in_nodes", "in_points", "inner", "rows", "blocks", "tiles",
 )  # fmt: skip
 """Run-time sizes, never specialized: not even for being 1 or a multiple of 16."""
+
+TAP_COUNTS = ("out_taps", "in_taps")
+"""Taps of a point of either axis, T, as run-time numbers: rows of weights are that long."""
 
 MIN_ROWS = 8
 """Fewest rows a program streams: below, the three rows it shares with its neighbour cost more than idle processors."""
@@ -59,9 +63,12 @@ def split_columns(i_first, b_near, size, inner):
 
 
 @triton.jit
-def steps(size, inner):
-    """Distances of elements 1, 2, 3 from the first of four; the last one again where fewer exist."""
-    return tl.minimum(size - 1, 1) * inner, tl.minimum(size - 1, 2) * inner, tl.minimum(size - 1, 3) * inner
+def steps(size, inner, TAPS: tl.constexpr):
+    """Distances of TAPS elements from the first; the last one again where fewer exist. TAPS of 0: of the first."""
+    distances = (0,)
+    for n in tl.static_range(1, TAPS):
+        distances += (tl.minimum(size - 1, n) * inner,)
+    return distances
 
 
 @triton.jit
@@ -86,37 +93,66 @@ def widen(b_x):
 
 
 @triton.jit
-def gather_4(
-    p_first,  # [SUB * LANES] the first of each column's four elements
-    step_1, step_2, step_3,
-    SAMPLE: tl.constexpr,  # False: the axis is discrete, one element
-    ADJACENT: tl.constexpr,  # steps are 1, 2, 3: offsets inside the load instruction
+def gather(
+    p_first,  # [SUB * LANES] the first of each column's elements
+    distances,  # see `steps`
+    TAPS: tl.constexpr,  # how many; 0: the first alone
+    ADJACENT: tl.constexpr,  # distances are 1, 2, ...: offsets inside the load instruction
 ):  # fmt: skip
-    """Loads the four elements of each column, [SUB * LANES] each, in their storage dtype."""
-    b_x0 = fetch(p_first)
-    if SAMPLE:
-        if ADJACENT:
-            return b_x0, fetch(p_first + 1), fetch(p_first + 2), fetch(p_first + 3)
+    """Loads TAPS elements of each column, a tuple of [SUB * LANES] in their storage dtype."""
+    b_x = (fetch(p_first),)
+    for n in tl.static_range(1, TAPS):
+        b_x += (fetch(p_first + (n if ADJACENT else distances[n])),)
+    return b_x
+
+
+@triton.jit
+def dot(b_x, b_w, TAPS: tl.constexpr):
+    """Weighted sum of what `gather` loaded. float32 [SUB * LANES]."""
+    b_sum = b_w[0] * widen(b_x[0])
+    for n in tl.static_range(1, TAPS):
+        b_sum += b_w[n] * widen(b_x[n])
+    return b_sum
+
+
+@triton.jit
+def load_taps(p_weight, i_point, taps, TAPS: tl.constexpr, EXACT: tl.constexpr):
+    """The weights of a point (or of each point of a block), a tuple of TAPS, or of the first where TAPS is 0.
+
+    EXACT: a point has TAPS of them. Otherwise it has `taps`, and weights of 0 follow.
+    """
+    p_first = p_weight + i_point * taps
+    b_w = (tl.load(p_first),)
+    for n in tl.static_range(1, TAPS):
+        if EXACT:
+            b_w += (tl.load(p_first + n),)
         else:
-            return b_x0, fetch(p_first + step_1), fetch(p_first + step_2), fetch(p_first + step_3)
-    else:
-        return b_x0, b_x0, b_x0, b_x0
+            b_w += (tl.load(p_first + n, mask=i_point * 0 + n < taps, other=0.0),)
+    return b_w
 
 
 @triton.jit
-def dot_4(b_x0, b_x1, b_x2, b_x3, b_w0, b_w1, b_w2, b_w3, SAMPLE: tl.constexpr):
-    """Weighted sum of what `gather_4` loaded. float32 [SUB * LANES]."""
-    if SAMPLE:
-        return b_w0 * widen(b_x0) + b_w1 * widen(b_x1) + b_w2 * widen(b_x2) + b_w3 * widen(b_x3)
-    else:
-        return widen(b_x0)
+def zeros(COUNT: tl.constexpr, SIZE: tl.constexpr):
+    """A window of COUNT rows (or one): a tuple of float32 [SIZE]."""
+    b_window = (tl.zeros((SIZE,), tl.float32),)
+    for _ in tl.static_range(1, COUNT):
+        b_window += (tl.zeros((SIZE,), tl.float32),)
+    return b_window
 
 
 @triton.jit
-def load_4(p_weight, i_point):
-    """The four weights of a point (or of each point of a block)."""
-    p_first = p_weight + i_point * 4
-    return tl.load(p_first), tl.load(p_first + 1), tl.load(p_first + 2), tl.load(p_first + 3)
+def push(b_window, b_row, taps, TAPS: tl.constexpr, EXACT: tl.constexpr):
+    """A window of TAPS rows moved on: the first leaves, `b_row` is the last; not EXACT, of the first `taps`."""
+    b_moved = ()
+    for n in tl.static_range(1, TAPS):
+        b_next = b_window[n]
+        if not EXACT:
+            b_next = tl.where(n == taps, b_row, b_next)
+        b_moved += (b_next,)
+    if not EXACT:
+        b_row = tl.where(taps == TAPS, b_row, b_window[TAPS - 1])
+    b_moved += (b_row,)
+    return b_moved
 
 
 @triton.jit
@@ -135,12 +171,25 @@ def points_before(p_start, points, b_node):
 
 
 SideTaps = tuple[Tensor, Tensor] | tuple[None, None]
-"""Start [K] and weight [K, 4] of an axis, or Nones: the axis is discrete."""
+"""Start [K] and weight [K, T] of an axis, or Nones: the axis is discrete."""
+
+HELD = 8
+"""Most taps a kernel holds in registers, each number a compiled variant; widths use few (4, 6, 8). More are a loop."""
 
 
 def flat_taps(*sides: SideTaps) -> list[Tensor | None]:
     """Starts and weights of both axes as the kernels take them: contiguous."""
     return [t if t is None else t.contiguous() for side in sides for t in side]
+
+
+def tap_counts(*sides: SideTaps) -> list[int]:
+    """T of each axis; 1 where it is discrete."""
+    return [1 if weight is None else weight.shape[1] for _, weight in sides]
+
+
+def held(taps: int) -> int:
+    """How many of a point's taps a kernel holds in registers, its constexpr: all, or 0 for a loop over them."""
+    return taps if taps <= HELD else 0
 
 
 class Geometry(NamedTuple):
@@ -159,15 +208,9 @@ class Geometry(NamedTuple):
         """Of column numbers. Offsets of rows are int64 always."""
         return tl.int32 if max(self.node_columns, self.point_columns) < 2**31 - 2**16 else tl.int64
 
-    @property
-    def adjacent_nodes(self) -> bool:
-        """The four nodes of an input tap are neighbours in memory."""
-        return self.inner == 1 and self.in_nodes >= 4
-
-    @property
-    def adjacent_points(self) -> bool:
-        """Four neighbouring input points are neighbours in memory."""
-        return self.inner == 1 and self.in_points >= 4
+    def adjacent(self, elements: int, of: int) -> bool:
+        """Neighbouring nodes or points of an input axis of `elements`, `of` at a time, are neighbours in memory."""
+        return self.inner == 1 and elements >= of
 
     @property
     def node_columns(self) -> int:
@@ -178,6 +221,11 @@ class Geometry(NamedTuple):
     def point_columns(self) -> int:
         """Columns of a row of W."""
         return self.outer * self.in_points * self.inner
+
+
+def configs_for(table: Mapping[int, Sequence[Config]], *counts: int) -> Sequence[Config]:
+    """Of a table by the most taps of an axis: the first that covers `counts`, else the last."""
+    return next((configs for most, configs in table.items() if max(counts) <= most), [*table.values()][-1])
 
 
 class Plan(NamedTuple):
@@ -218,3 +266,18 @@ def plan(sizes: Geometry, length: int, width: int, configs: Sequence[Config], de
     rows = max(MIN_ROWS, cdiv(length, max(1, wave // (batch * tiles))))
     blocks = cdiv(length, rows)
     return Plan(config, rows, blocks, tiles, (batch * blocks * tiles,), sizes.index)
+
+
+TAPS = ((6, 6), (8, 8), (6, 8), (8, 6), (16, 16))
+"""Taps of both axes that the samplers are compiled for ahead of time, besides (4, 4): cells of 25 to 100%, and more."""
+
+
+def tap_configs(table: Mapping[int, Sequence[Config]], taps: tuple[int, int], **choices: Sequence[Any]) -> list[Config]:
+    """The configurations of a table for taps of both axes, as a launcher passes them."""
+    out, in_ = map(held, taps)
+    return with_constants(configs_for(table, *taps), TAPS_OUT=(out,), TAPS_IN=(in_,), **choices)
+
+
+def tap_label(taps: tuple[int, int]) -> str:
+    """What a variant's name says of its taps."""
+    return "" if taps == (4, 4) else " taps" + "-".join(str(held(n) or "any") for n in dict.fromkeys(taps))
