@@ -16,8 +16,8 @@ from torch import Tensor
 from inn_kernels import reference
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.base import IntegralLayer
-from integral_nn.layers.held import NODES
 from integral_nn.layers.rule import Rule, log
+from integral_nn.layers.scheme import NODES
 from integral_nn.networks.network import IntegralNetwork
 
 
