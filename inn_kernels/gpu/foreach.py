@@ -16,6 +16,8 @@ waiting. The backward pass is each layer's own (`discretize_adjoint`), as its gr
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,17 +30,14 @@ from torch import Tensor
 from inn_kernels import ops, reference
 from inn_kernels.gpu import discretize
 from inn_kernels.gpu.discretize import sample_tile
-from inn_kernels.gpu.launch import TRITON_TYPE, empty, guard, is_channels_last, processors
-from inn_kernels.gpu.sampler_tile import MIN_ROWS, Geometry, dense, tap_counts, tap_label, weight_geometry
+from inn_kernels.gpu.launch import TRITON_TYPE, cdiv, empty, guard, processors
+from inn_kernels.gpu.sampler_tile import HELD, MIN_ROWS, Geometry, dense, tap_label
 from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, KernelSpec, with_constants
 from inn_kernels.taps import Taps
 
 CONFIGS = {most: wide for most, (wide, _) in discretize.CONFIGS.items()}
 CONFIGS[0] = CONFIGS[8]
 """The wide tile of `discretize`, by TAPS: together the layers of a network fill the chip."""
-
-FIELDS = 16
-"""int64 values a layer in the table."""
 
 MAX_ROWS = 64
 """Longest run of rows: the programs of one launch should end together whatever their layers."""
@@ -117,12 +116,34 @@ def discretize_foreach(
     in_: Sequence[int],
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """`discretize_layers` as the operator asks for it: taps once, and of each tensor the position of those it has."""
-    taps = []
-    for x, positions in zip(nodes, zip(out, in_), strict=True):
-        sides = [None if n < 0 else Taps(start[n], weight[n], x.shape[dim]) for dim, n in enumerate(positions)]
-        taps.append((sides[0], sides[1]))
-    return discretize_layers(nodes, taps, dtype)
+    """Every layer's weight in one launch (one more for each further storage dtype of nodes, and for long taps).
+
+    Args:
+        nodes: of each layer, [M_out, M_in, *kernel], or [M_out] for a bias or norm vector; all on one device.
+        start, weight: the taps that layers have, each once.
+        out, in_: the position among them of each layer's output and input taps; -1 for a discrete axis and, of a
+            vector, for the input.
+        dtype: of the results.
+
+    Returns:
+        [K, L, *kernel] or [K] of each layer, in the layout of its nodes. They share one allocation.
+    """
+    sides = list(zip(out, in_))
+    long = [w.shape[1] > HELD for w in weight]
+    kinds = [(x.dtype, any(n >= 0 and long[n] for n in positions)) for x, positions in zip(nodes, sides)]
+    if len(set(kinds)) == 1 and _runs_here(nodes, weight, dtype):
+        return _launch(nodes, start, weight, sides, dtype)
+    made: list[Tensor | None] = [None] * len(nodes)
+    for kind in set(kinds):
+        layers = [n for n, own in enumerate(kinds) if own == kind]
+        here = [n for n in layers if _runs_here([nodes[n]], [weight[m] for m in sides[n] if m >= 0], dtype)]
+        for n in set(layers) - set(here):
+            made[n] = _alone(nodes[n], start, weight, sides[n], dtype)
+        if here:
+            values = _launch([nodes[n] for n in here], start, weight, [sides[n] for n in here], dtype)
+            for n, value in zip(here, values):
+                made[n] = value
+    return made  # type: ignore[return-value]
 
 
 def discretize_foreach_adjoint(
@@ -146,155 +167,180 @@ def discretize_foreach_adjoint(
 
 
 def discretize_layers(nodes: Sequence[Tensor], taps: Sequence[AxisTaps], dtype: torch.dtype) -> list[Tensor]:
-    """Every layer's weight in one launch (one more for each further storage dtype of nodes, and for long taps).
-
-    Args:
-        nodes: of each layer, [M_out, M_in, *kernel], or [M_out] for a bias or norm vector; all on one device.
-        taps: of each layer, (output taps, input taps), None for a discrete axis; a vector has (output taps, None).
-        dtype: of the results.
-
-    Returns:
-        [K, L, *kernel] or [K] of each layer, in the layout of its nodes. They share one allocation.
-    """
-    out: list[Tensor | None] = [None] * len(nodes)
-    kinds: dict[tuple[torch.dtype, bool], list[int]] = {}
-    for n, (x, along) in enumerate(zip(nodes, taps, strict=True)):
-        if _runs_here(x, along, dtype):
-            kinds.setdefault((x.dtype, _tap_class(_counts(along)) > 0), []).append(n)
-        else:
-            out[n] = _alone(x, along, dtype)
-    for layers in kinds.values():
-        made = _launch([dense(nodes[n]) for n in layers], [taps[n] for n in layers], dtype)
-        for n, weight in zip(layers, made):
-            out[n] = weight
-    return out  # type: ignore[return-value]
+    """The same of layers with their taps: (output taps, input taps), None for a discrete axis."""
+    kept = list({id(side): side for along in taps for side in along if side is not None}.values())
+    at = {id(side): n for n, side in enumerate(kept)} | {id(None): -1}
+    out, in_ = [at[id(along[0])] for along in taps], [at[id(along[1])] for along in taps]
+    return discretize_foreach(nodes, [t.start for t in kept], [t.weight for t in kept], out, in_, dtype)
 
 
-def _counts(taps: AxisTaps) -> list[int]:
-    """T of each axis that is sampled."""
-    return [side.weight.shape[1] for side in taps if side is not None]
+def _runs_here(nodes: Sequence[Tensor], weight: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    narrow = dtype in TRITON_TYPE and all(x.dtype in TRITON_TYPE and x.numel() < 2**31 for x in nodes)
+    return narrow and all(w.dtype == torch.float32 for w in weight)
 
 
-def _tap_class(counts: list[int]) -> int:
+def _alone(
+    nodes: Tensor, start: Sequence[Tensor], weight: Sequence[Tensor], sides: tuple[int, int], dtype: torch.dtype
+) -> Tensor:
+    """A layer the kernel does not take (float64), in plain PyTorch."""
+    wide = next((weight[n].dtype for n in sides if n >= 0), dtype)
+    for dim, n in enumerate(sides):
+        if n >= 0:
+            nodes = reference.interpolate(nodes, start[n], weight[n], dim, wide)
+    return nodes.to(dtype)
+
+
+def _tap_class(counts: Sequence[int]) -> int:
     """The variant of the kernel for axes of these taps."""
     if all(n == 4 for n in counts):
         return 4
     return next((most for most in CONFIGS if most != 4 and max(counts) <= most), 0)
 
 
-def _runs_here(nodes: Tensor, taps: AxisTaps, dtype: torch.dtype) -> bool:
-    wide = any(along is not None and along.weight.dtype != torch.float32 for along in taps)
-    return not wide and nodes.dtype in TRITON_TYPE and dtype in TRITON_TYPE and nodes.numel() < 2**31
-
-
-def _alone(nodes: Tensor, taps: AxisTaps, dtype: torch.dtype) -> Tensor:
-    """A layer the kernel does not take (float64), in plain PyTorch."""
-    wide = next((along.weight.dtype for along in taps if along is not None), dtype)
-    for dim, along in enumerate(taps[: nodes.dim()]):
-        if along is not None:
-            nodes = reference.interpolate(nodes, along.start, along.weight, dim, wide)
-    return nodes.to(dtype)
-
-
-def _launch(nodes: list[Tensor], taps: list[AxisTaps], dtype: torch.dtype) -> list[Tensor]:
-    device = nodes[0].device
-    kept = []  # contiguous copies of taps must outlive the launch
-    layers = np.zeros((len(nodes), FIELDS), np.int64)
-    shapes, offset = [], 0
-    for row, x, along in zip(layers, nodes, taps):
-        sizes, along = _layer(x, along)
-        tensors = [t.contiguous() for side in along if side is not None for t in (side.start, side.weight)]
-        kept += tensors
-        pointers = iter([t.data_ptr() for t in tensors])
-        row[:6] = [x.data_ptr(), offset, *(next(pointers) if side else 0 for side in along for _ in range(2))]
-        row[6:12] = sizes[1:]
-        shapes.append((sizes.out_points, sizes.point_columns))
-        offset += -(-sizes.out_points * sizes.point_columns // 128) * 128  # aligned for the GEMM that reads it
-        row[14:] = tap_counts(*(side[:2] if side else (None, None) for side in along))
-    most = _tap_class([n for along in taps for n in _counts(along)])
-    config = CONFIGS[most]
-    lanes = config.constants["SUB"] * config.constants["LANES"]
-    points, widths = np.array(shapes, np.int64).T
-    tiles = -(-widths // lanes)
-    waves = 2 * config.resident * processors(device)
-    rows = int(np.clip(-(-int((tiles * points).sum()) // waves), MIN_ROWS, MAX_ROWS))
-    layers[:, 12], layers[:, 13] = rows, tiles
-    programs = -(-points // rows) * tiles
-    table = _on_device(layers, programs, device)
-    flat = empty([offset], dtype, device)
-    if total := int(programs.sum()):
-        with guard(flat):
-            discretize_foreach_kernel[(total,)](
-                table,
-                table[layers.size :].view(torch.int32),
-                flat,
-                NODES=getattr(tl, str(nodes[0].dtype).removeprefix("torch.")),
-                TAPS=most,
-                **config.options,
-            )
-    return [_result(flat, int(row[1]), x, along) for row, x, along in zip(layers, nodes, taps)]
-
-
-def _layer(nodes: Tensor, taps: AxisTaps) -> tuple[Geometry, AxisTaps]:
-    """A layer as the kernel sees it: a vector is one row, sampled along its columns."""
-    if nodes.dim() == 1:
-        points = nodes.shape[0] if taps[0] is None else taps[0].points
-        return Geometry(1, 1, 1, 1, nodes.shape[0], points, 1), (None, taps[0])
-    k, n = [size if side is None else side.points for size, side in zip(nodes.shape, taps)]
-    return weight_geometry(nodes, nodes.shape[0], k, nodes.shape[1], n), taps
-
-
-def _result(flat: Tensor, offset: int, nodes: Tensor, taps: AxisTaps) -> Tensor:
-    """A layer's weight: a tensor of its own on the shared storage, in the layout of the nodes."""
-    shape = [n if side is None else side.points for n, side in zip(nodes.shape, taps)] + [*nodes.shape[2:]]
-    shape = shape[: nodes.dim()]
-    layout = torch.channels_last if is_channels_last(nodes) else torch.contiguous_format
-    strides = torch.empty(shape, device="meta", memory_format=layout).stride()
-    return flat.new_empty(0).set_(flat.untyped_storage(), offset, shape, strides)
-
-
 class _Table(NamedTuple):
     """A table on the device, and when and where it gets there."""
 
-    data: Tensor
+    layers: Tensor  # int64
+    tiles: Tensor  # int32, behind it in memory
     stream: torch.cuda.Stream
     copied: torch.cuda.Event
 
 
-_tables: dict[tuple, _Table] = {}  # least recently used first
+class _Layout(NamedTuple):
+    """What the shapes of layers decide of a launch, and tables with pointers to layers of these shapes."""
+
+    taps: int  # the variant of the kernel
+    layers: np.ndarray  # int64 [layers, 16], without pointers
+    sides: np.ndarray  # [layers, 2] positions of the taps of both sides, -1 for none
+    programs: np.ndarray  # [layers]
+    total: int  # programs of the launch
+    numel: int  # of the allocation
+    results: Sequence[tuple[Sequence[int], Sequence[int], int]]  # shape, strides and offset of each layer's
+    tables: dict[tuple[int, ...], _Table]  # by pointers, least recently used first
+
+
+_TABLES = 8
 _captured: list[Tensor] = []  # what CUDA graphs read at every replay
-_TABLES = 64
+_STORED = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_TRACKED = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)  # what notes that tensors share memory
 
 
-def _on_device(layers: np.ndarray, programs: np.ndarray, device: torch.device) -> Tensor:
-    """The table and the tile list behind it, int64, on the device. Its key is its content, pointers included."""
+def _launch(
+    nodes: Sequence[Tensor],
+    start: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    sides: Sequence[tuple[int, int]],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    device = nodes[0].device
+    nodes = [x if x.is_contiguous() else dense(x) for x in nodes]  # copies of any tensor must outlive the launch
+    taps = [t.contiguous() for t in (*start, *weight)]
+    shapes = tuple([(x.shape, x.is_contiguous()) for x in nodes])
+    layout = _layout(shapes, tuple([t.shape for t in weight]), tuple(sides), device)
+    flat = empty([layout.numel], dtype, device)
+    if layout.total:
+        table, tiles = _on_device(layout, tuple([x.data_ptr() for x in (*nodes, *taps)]), device)
+        with guard(flat):
+            discretize_foreach_kernel[(layout.total,)](
+                table, tiles, flat, NODES=_STORED[nodes[0].dtype], TAPS=layout.taps, **CONFIGS[layout.taps].options
+            )
+    with torch._C._ExcludeDispatchKeyGuard(_TRACKED):  # tensors of their own on one storage, no views
+        return [torch.as_strided(flat, *result) for result in layout.results]
+
+
+@functools.lru_cache(64)
+def _layout(
+    shapes: tuple[tuple[torch.Size, bool], ...],  # of nodes; contiguous (or channels_last)?
+    taps: tuple[torch.Size, ...],  # [K, T] of each axis
+    sides: tuple[tuple[int, int], ...],
+    device: torch.device,
+) -> _Layout:
+    most = _tap_class([taps[at][1] for at in {at for positions in sides for at in positions if at >= 0}])
+    config = CONFIGS[most]
+    rows, results, offset = [], [], 0
+    for (shape, contiguous), positions in zip(shapes, sides):
+        made = [n if at < 0 else taps[at][0] for n, at in zip(shape, positions)] + [*shape[2:]]
+        sizes = _layer(shape, made, contiguous)
+        own = [1 if at < 0 else taps[at][1] for at in _seen(shape, positions)]
+        rows.append((0, offset, 0, 0, 0, 0, *sizes[1:], 0, 0, *own))
+        results.append((made, _strides(made, contiguous), offset))
+        offset += cdiv(math.prod(made), 128) * 128  # aligned for the GEMM that reads it
+    layers = np.array(rows, np.int64)
+    heights, widths = layers[:, 7], layers[:, 8] * layers[:, 10] * layers[:, 11]
+    tiles = -(-widths // (config.constants["SUB"] * config.constants["LANES"]))
+    waves = 2 * config.resident * processors(device)
+    run = min(max(cdiv(int((tiles * heights).sum()), waves), MIN_ROWS), MAX_ROWS)
+    layers[:, 12], layers[:, 13] = run, tiles
+    programs = -(-heights // run) * tiles
+    seen = np.array([_seen(shape, positions) for (shape, _), positions in zip(shapes, sides)])
+    return _Layout(most, layers, seen, programs, int(programs.sum()), offset, results, {})
+
+
+def _seen(shape: Sequence[int], positions: tuple[int, int]) -> tuple[int, int]:
+    """Positions of taps as the kernel sees them: a vector is a row, its points lie along the input."""
+    return (-1, positions[0]) if len(shape) == 1 else positions
+
+
+def _layer(nodes: Sequence[int], points: Sequence[int], contiguous: bool) -> Geometry:
+    """A layer as the kernel sees it: a vector is one row, sampled along its columns."""
+    if len(nodes) == 1:
+        return Geometry(1, 1, 1, 1, nodes[0], points[0], 1)
+    offsets = math.prod(nodes[2:])
+    outer, inner = (1, offsets) if contiguous else (offsets, 1)
+    return Geometry(1, nodes[0], points[0], outer, nodes[1], points[1], inner)
+
+
+def _strides(shape: Sequence[int], contiguous: bool) -> list[int]:
+    """Of a tensor that is contiguous, or channels_last."""
+    order = [*range(len(shape))] if contiguous else [0, 2, 3, 1]
+    strides, step = [0] * len(shape), 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= max(shape[dim], 1)
+    return strides
+
+
+def _on_device(layout: _Layout, pointers: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The table and the list of tiles, on the device; as written before if all pointers are the same."""
     if device.type != "cuda":
-        return _on_host(layers, programs)
+        return _parts(_on_host(layout, pointers), layout)
     stream = torch.cuda.current_stream(device)
     capturing = torch.cuda.is_current_stream_capturing()
-    key = (layers.tobytes(), device)
-    table = _tables.pop(key, None)
+    table = layout.tables.pop(pointers, None)
     if table is None:
-        host = _on_host(layers, programs).pin_memory()
-        table = _Table(host.to(device, non_blocking=True), stream, torch.cuda.Event())
+        host = _on_host(layout, pointers).pin_memory()
+        data = host.to(device, non_blocking=True)
+        table = _Table(*_parts(data, layout), stream, torch.cuda.Event())
         if capturing:  # the copy is part of the graph: no cache entry, its content appears at a replay
-            _captured.extend((host, table.data))
-            return table.data
+            _captured.extend((host, data))
+            return table.layers, table.tiles
         table.copied.record(stream)
     elif capturing:  # a capture starts with a synchronized device
-        _captured.append(table.data)
+        _captured.append(table.layers)
     elif stream != table.stream:
         stream.wait_event(table.copied)
-        table.data.record_stream(stream)
-    _tables[key] = table
-    if len(_tables) > _TABLES:
-        _tables.pop(next(iter(_tables)))
-    return table.data
+        table.layers.record_stream(stream)
+    layout.tables[pointers] = table
+    if len(layout.tables) > _TABLES:
+        layout.tables.pop(next(iter(layout.tables)), None)
+    return table.layers, table.tiles
 
 
-def _on_host(layers: np.ndarray, programs: np.ndarray) -> Tensor:
-    layer = np.repeat(np.arange(len(programs)), programs)
-    within = np.arange(layer.size) - np.repeat(np.cumsum(programs) - programs, programs)
+def _parts(table: Tensor, layout: _Layout) -> tuple[Tensor, Tensor]:
+    return table, table[layout.layers.size :].view(torch.int32)
+
+
+def _on_host(layout: _Layout, pointers: Sequence[int]) -> Tensor:
+    layers, count = layout.layers.copy(), len(layout.results)
+    layers[:, 0] = pointers[:count]
+    taps = np.array([*pointers[count:], 0], np.int64)
+    kinds = len(taps) // 2
+    for side in range(2):
+        at = layout.sides[:, side]
+        layers[:, 2 + 2 * side] = np.where(at < 0, 0, taps[at])
+        layers[:, 3 + 2 * side] = np.where(at < 0, 0, taps[at + kinds])
+    layer = np.repeat(np.arange(count), layout.programs)
+    within = np.arange(layer.size) - np.repeat(np.cumsum(layout.programs) - layout.programs, layout.programs)
     tiles = np.stack([layer, within], 1).astype(np.int32)
     return torch.from_numpy(np.concatenate([layers.ravel(), tiles.ravel().view(np.int64)]))
 

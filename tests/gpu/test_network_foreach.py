@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -22,7 +23,7 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Iterator[Together]:
     """Switches the common launch on (in the interpreter, for CPU tensors) and off (each tensor by itself)."""
 
     def switch(on: bool) -> None:
-        monkeypatch.setattr("integral_nn.layers.held.can_join", lambda entry: on and entry.rule.fixed)
+        monkeypatch.setattr("integral_nn.layers.scheme.can_join", lambda entry, _: on and entry.rule.fixed)
         if INTERPRETED:
             monkeypatch.setattr(ops, "discretize_foreach", foreach.discretize_foreach)
             monkeypatch.setattr(ops, "discretize_foreach_adjoint", foreach.discretize_foreach_adjoint)
@@ -40,7 +41,7 @@ def network() -> inn.IntegralNetwork:
     net(torch.randn(8, 3, 6, 6))  # statistics that are not 0 and 1
     model = inn.convert(net, torch.randn(2, 3, 6, 6), fold=False).to(DEVICE)
     model.resize(0.7)
-    return model
+    return copy.deepcopy(model)  # which has not been called yet, and knows nothing of what is sampled together
 
 
 @pytest.fixture
@@ -58,14 +59,12 @@ def close(value: Tensor, wanted: Tensor) -> None:
 
 @pytest.mark.parametrize("trainable", [False, True], ids=["fixed", "trainable points"])
 def test_values_and_gradients(together: Together, launches: list[int], trainable: bool) -> None:
-    model = network()
-    if trainable:
-        for axis in model.axes.values():
-            axis.make_trainable()
     found = {}
-    for on in (False, True):
+    for on, model in ((False, network()), (True, network())):
         together(on)
-        model.zero_grad()
+        if trainable:
+            for axis in model.axes.values():
+                axis.make_trainable()
         values = model.sampled()
         torch.manual_seed(1)
         sum((v * torch.randn(v.shape).to(v)).sum() for v in values.values()).backward()
@@ -84,8 +83,8 @@ def test_a_training_step(together: Together, launches: list[int]) -> None:
     """Parameters, statistics, and statistics brought back: three launches."""
     x = torch.randn(4, 3, 6, 6, device=DEVICE)
     steps = []
-    for on in (False, True):
-        model = network().train()
+    for on, model in ((False, network()), (True, network())):
+        model.train()
         together(on)
         y = model(x)
         y.square().sum().backward()
@@ -98,11 +97,10 @@ def test_a_training_step(together: Together, launches: list[int]) -> None:
 
 
 def test_second_derivatives(together: Together) -> None:
-    model = network()
-    nodes = model.nodes()["3.weight"]
     found = []
-    for on in (False, True):
+    for on, model in ((False, network()), (True, network())):
         together(on)
+        nodes = model.nodes()["3.weight"]
         (first,) = torch.autograd.grad(model.sampled()["3.weight"].pow(3).sum(), nodes, create_graph=True)
         found.append(torch.autograd.grad(first.square().sum(), nodes)[0])
     close(found[1], found[0])

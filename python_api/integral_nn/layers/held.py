@@ -18,38 +18,21 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn import Parameter
+from torch import Tensor
 
 from inn_kernels.taps import Basis, Taps, taps_for
 from integral_nn.functional import arguments
 from integral_nn.functional.foreach import discretize_foreach, make_plan
 from integral_nn.functional.interpolate import interpolate
+from integral_nn.layers.axis import Axis
 from integral_nn.layers.rule import Rule, Sizes, log
-
-NODES = "_nodes"
-"""What the name of a parameter or buffer that holds nodes ends with."""
+from integral_nn.layers.scheme import Entry, Group, Kept, Scheme, dtype_of, scheme_for
 
 CALIBRATED = "_calibrated"
 """What the name of a buffer that holds statistics measured at one size ends with."""
 
-BUCKET = 25 << 20
-"""Bytes of nodes that are sampled, and get their gradients, together: what DistributedDataParallel sends together."""
-
-STATISTICS = ("running_mean", "running_var")
-
-_LOW_PRECISION = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)  # whose weights autocast casts
 _NOTHING: dict[int, dict[str, Tensor]] = {}
 _held: ContextVar[dict[int, dict[str, Tensor]]] = ContextVar("held", default=_NOTHING)  # by identity of the module
-
-
-class Entry(NamedTuple):
-    """A tensor to sample: the module it belongs to, its name there, how it is computed, and its nodes."""
-
-    module: nn.Module
-    name: str
-    rule: Rule
-    nodes: Tensor
 
 
 def found(module: Any, name: str) -> Tensor | None:
@@ -66,9 +49,10 @@ def holds(module: Any) -> bool:
 
 
 @contextlib.contextmanager
-def held(modules: Sequence[Any]) -> Iterator[None]:
+def held(modules: Sequence[Any], kept: Kept | None = None) -> Iterator[None]:
     """Sample every tensor of `modules` once, let the call see the values, then bring statistics back to their nodes."""
-    values, statistics = sample_modules(modules)
+    values, scheme, moved = _sample(modules, None, True, kept)
+    moved = _copied(moved)
     if torch.compiler.is_compiling():
         for module in modules:
             module._held = values[id(module)]
@@ -83,79 +67,57 @@ def held(modules: Sequence[Any]) -> Iterator[None]:
             yield
         finally:
             _held.reset(token)
-    bring_back(statistics)
-
-
-def dtype_of(module: nn.Module, nodes: Tensor) -> torch.dtype:
-    """The dtype a sampled tensor is written in: autocast's where autocast would cast it."""
-    if isinstance(module, _LOW_PRECISION):
-        return arguments.compute_dtype(nodes)
-    return nodes.dtype
+    bring_back(scheme, moved)
 
 
 def sample_modules(
-    modules: Iterable[Any], sizes: Sizes = None, training: bool = True
-) -> tuple[dict[int, dict[str, Tensor]], list[Moved]]:
-    """Every sampled tensor of the modules, by module and name; and the statistics that norms in training will move.
+    modules: Iterable[Any], sizes: Sizes = None, training: bool = True, kept: Kept | None = None
+) -> dict[int, dict[str, Tensor]]:
+    """Every sampled tensor of the modules, by module and name.
 
     At the current sizes or at others; with `training` off, as if no norm were in training.
     """
-    values: dict[int, dict[str, Tensor]] = {}
-    groups: dict[tuple, list[Entry]] = {}
-    statistics: list[Entry] = []
+    return _sample(modules, sizes, training, kept)[0]
+
+
+def _sample(
+    modules: Iterable[Any], sizes: Sizes, training: bool, kept: Kept | None
+) -> tuple[dict[int, dict[str, Tensor]], Scheme, list[Moved]]:
+    """Every sampled tensor; and the statistics that norms in training will move."""
+    scheme, nodes, statistics, calibrations = scheme_for(list(modules), sizes, kept)
+    values: dict[int, dict[str, Tensor]] = {id(module): {} for module in scheme.modules}
     made: dict[tuple, Taps] = {}
-    for module in modules:
-        own = values[id(module)] = {}
-        for name, rule in module._rules.items():
-            entry = Entry(module, name, rule, getattr(module, name + NODES))
-            if hasattr(entry.nodes, "device_mesh"):
-                continue  # a shard: the tensor is computed when it is read, after its block was gathered
-            if name in STATISTICS:
-                statistics.append(entry)
-            elif can_join(entry):
-                dtype = dtype_of(module, entry.nodes)
-                groups.setdefault((entry.nodes.device, entry.nodes.dtype, dtype), []).append(entry)
-            else:
-                own[name] = rule.value(entry.nodes, dtype_of(module, entry.nodes), sizes, made)
-    for (_, _, dtype), entries in groups.items():
-        for bucket in _buckets(entries):
-            plan = make_plan([e.rule.along(e.nodes, dtype, sizes) for e in bucket])
-            for entry, value in zip(bucket, discretize_foreach([e.nodes for e in bucket], plan, dtype)):
-                values[id(entry.module)][entry.name] = value
-    return values, _sample_statistics(statistics, values, made, sizes, training)
-
-
-def can_join(entry: Entry) -> bool:
-    """Whether a tensor is sampled together with others: fixed points, one axis a dimension, not sharded or batched."""
-    return (
-        not torch.compiler.is_compiling()  # whose compiler fuses what it can
-        and entry.rule.plain
-        and entry.rule.fixed
-        and entry.rule.backend != "reference"
-        and bool(entry.rule.ties)
-        and type(entry.nodes) in (Tensor, Parameter)
-    )
-
-
-def _buckets(entries: list[Entry]) -> Iterator[list[Entry]]:
-    bucket: list[Entry] = []
-    size = 0
-    for entry in entries:
-        if bucket and size + entry.nodes.nbytes > BUCKET:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(entry)
-        size += entry.nodes.nbytes
-    yield bucket
+    for members, plan, dtype, _ in scheme.groups:
+        for n, value in zip(members, discretize_foreach([nodes[n] for n in members], plan, dtype)):
+            module, name, _, _ = scheme.weights[n]
+            values[id(module)][name] = value
+    for n in scheme.alone:
+        module, name, _, rule = scheme.weights[n]
+        values[id(module)][name] = rule.value(nodes[n], dtype_of(module, nodes[n]), sizes, made)
+    for (module, name, _, _), kept_value in zip(scheme.statistics, calibrations):
+        if kept_value is not None:
+            values[id(module)][name] = kept_value  # which the norm may move in place
+    moved: list[Moved] = []
+    for group in scheme.means:
+        moved += _sample_alike(scheme.statistics, group, statistics, values, training)
+    for n in scheme.lone:
+        module, name, _, rule = scheme.statistics[n]
+        value = rule.value(statistics[n], statistics[n].dtype, sizes, made)
+        if training and moves(module):
+            value = value.detach()
+            moved.append(Moved(n, statistics[n], value, log(value) if rule.geometric else value))
+        values[id(module)][name] = value
+    return values, scheme, moved
 
 
 # Statistics ---------------------------------------------------------------------------------------------------
 
 
 class Moved(NamedTuple):
-    """Statistics that a norm moves during a call: the sampled values, and a copy (of variances, the logarithm)."""
+    """Statistics that a norm moves during a call: which, their nodes and values, and those (or logarithms) before."""
 
-    entry: Entry
+    at: int
+    nodes: Tensor
     value: Tensor
     before: Tensor
 
@@ -165,70 +127,52 @@ def moves(module: Any) -> bool:
     return module.training and module.track_running_stats
 
 
-def _sample_statistics(
-    entries: list[Entry],
+@torch.no_grad()
+def _sample_alike(
+    entries: Sequence[Entry],
+    group: Group,
+    nodes: Sequence[Tensor],
     values: dict[int, dict[str, Tensor]],
-    made: dict[tuple, Taps],
-    sizes: Sizes,
     training: bool,
 ) -> list[Moved]:
-    moved: list[Moved] = []
-    together: list[Entry] = []
-    for entry in entries:
-        kept = entry.module.calibrated(entry.name, sizes)  # type: ignore[operator]
-        if kept is not None:
-            values[id(entry.module)][entry.name] = kept  # which the norm may move in place
-        elif can_join(entry):
-            together.append(entry)
-        else:
-            value = entry.rule.value(entry.nodes, entry.nodes.dtype, sizes, made)
-            if training and moves(entry.module):
-                value = value.detach()
-                moved.append(Moved(entry, value, log(value) if entry.rule.geometric else value.clone()))
-            values[id(entry.module)][entry.name] = value
-    kinds: dict[tuple, list[Entry]] = {}
-    for entry in together:
-        kinds.setdefault((entry.nodes.device, entry.nodes.dtype), []).append(entry)
-    for alike in kinds.values():
-        moved += _sample_alike(alike, values, sizes, training)
+    """Statistics along fixed partitions, of one device and dtype, by one operation: means, then variances."""
+    members, plan, dtype, _ = group
+    given = [nodes[n] for n in members]
+    means = sum(not entries[n].rule.geometric for n in members)
+    made = before = list(discretize_foreach([*given[:means], *_foreach_log(given[means:])], plan, dtype))
+    if means < len(made):
+        made = [*before[:means], *torch._foreach_exp(before[means:])]
+    moved = []
+    for n, value, old in zip(members, made, before):
+        module, name, _, _ = entries[n]
+        values[id(module)][name] = value
+        if training and moves(module):
+            moved.append(Moved(n, nodes[n], value, old))
     return moved
 
 
 @torch.no_grad()
-def _sample_alike(
-    entries: list[Entry], values: dict[int, dict[str, Tensor]], sizes: Sizes, training: bool
-) -> list[Moved]:
-    """Statistics along fixed partitions, of one device and dtype, by one operation."""
-    variances = [e for e in entries if e.rule.geometric]
-    means = [e for e in entries if not e.rule.geometric]
-    logs = _foreach_log([e.nodes for e in variances])
-    entries, dtype = [*means, *variances], entries[0].nodes.dtype
-    plan = make_plan([e.rule.along(e.nodes, dtype, sizes) for e in entries])
-    made = list(discretize_foreach([*(e.nodes for e in means), *logs], plan, dtype))
-    logs = made[len(means) :]
-    made[len(means) :] = torch._foreach_exp(logs) if logs else []
-    for entry, value in zip(entries, made):
-        values[id(entry.module)][entry.name] = value
-    moving = [n for n, e in enumerate(entries) if training and moves(e.module)]
-    moved_means = [made[n] for n in moving if n < len(means)]
-    copies = iter(torch._foreach_mul(moved_means, 1.0) if moved_means else ())
-    return [Moved(entries[n], made[n], next(copies) if n < len(means) else logs[n - len(means)]) for n in moving]
+def _copied(moved: list[Moved]) -> list[Moved]:
+    """With copies of means, which norms write to. (Variances before are logarithms, tensors of their own.)"""
+    own = [m.value for m in moved if m.before is m.value]
+    copies = iter(torch._foreach_mul(own, 1.0) if own else ())
+    return [m._replace(before=next(copies)) if m.before is m.value else m for m in moved]
 
 
 @torch.no_grad()
-def bring_back(moved: list[Moved]) -> None:
+def bring_back(scheme: Scheme, moved: list[Moved]) -> None:
     """Bring changes of sampled statistics back to their nodes."""
     if not moved:
         return
-    variances = [m for m in moved if m.entry.rule.geometric]
-    means = [m for m in moved if not m.entry.rule.geometric]
+    variances = [m for m in moved if scheme.statistics[m.at].rule.geometric]
+    means = [m for m in moved if not scheme.statistics[m.at].rule.geometric]
     after = [m.value for m in means] + _foreach_log([m.value for m in variances])
     moved = [*means, *variances]
-    changes = _on_nodes([m.entry for m in moved], list(torch._foreach_sub(after, [m.before for m in moved])))
+    changes = _on_nodes(scheme, moved, list(torch._foreach_sub(after, [m.before for m in moved])))
     if means:
-        torch._foreach_add_([m.entry.nodes for m in means], changes[: len(means)])
+        torch._foreach_add_([m.nodes for m in means], changes[: len(means)])
     if variances:
-        nodes = [m.entry.nodes for m in variances]
+        nodes = [m.nodes for m in variances]
         torch._foreach_clamp_min_(nodes, 1e-12)
         torch._foreach_mul_(nodes, torch._foreach_exp(changes[len(means) :]))
 
@@ -237,37 +181,50 @@ def _foreach_log(variances: list[Tensor]) -> list[Tensor]:
     return list(torch._foreach_log(torch._foreach_clamp_min(variances, 1e-12))) if variances else []
 
 
-def _on_nodes(entries: list[Entry], changes: list[Tensor]) -> list[Tensor]:
+def _on_nodes(scheme: Scheme, moved: Sequence[Moved], changes: list[Tensor]) -> list[Tensor]:
     """Functions given at the points of their axes, at the nodes."""
-    kinds: dict[tuple, list[int]] = {}
-    for n, entry in enumerate(entries):
-        if entry.rule.plain and torch.compiler.is_compiling():
-            changes[n] = F.interpolate(changes[n][None, None], entry.nodes.shape[0], mode="linear")[0, 0]
-        elif entry.rule.plain:
-            kinds.setdefault((entry.nodes.device, entry.nodes.dtype), []).append(n)
-        else:
-            changes[n] = _segments_on_nodes(entry, changes[n])
-    for members in kinds.values():
-        plan = make_plan([[_reverse(entries[n], *entries[n].rule.axes)] for n in members])
-        made = discretize_foreach([changes[n] for n in members], plan, changes[members[0]].dtype)
-        for n, value in zip(members, made):
+    if torch.compiler.is_compiling():
+        together: list[Group] = []
+    else:
+        key = tuple(m.at for m in moved)
+        found = scheme.back.get(key)
+        together = scheme.back.setdefault(key, _groups_back(scheme, moved)) if found is None else found
+    for n, m in enumerate(moved):
+        rule = scheme.statistics[m.at].rule
+        if not rule.plain:
+            changes[n] = _segments_on_nodes(rule, m.nodes, changes[n])
+        elif torch.compiler.is_compiling():
+            changes[n] = F.interpolate(changes[n][None, None], m.nodes.shape[0], mode="linear")[0, 0]
+    for members, plan, dtype, _ in together:
+        for n, value in zip(members, discretize_foreach([changes[n] for n in members], plan, dtype)):
             changes[n] = value
     return changes
 
 
-def _reverse(entry: Entry, name: str) -> Taps:
+def _groups_back(scheme: Scheme, moved: Sequence[Moved]) -> list[Group]:
+    kinds: dict[tuple, list[int]] = {}
+    for n, m in enumerate(moved):
+        if scheme.statistics[m.at].rule.plain:
+            kinds.setdefault((m.nodes.device, m.nodes.dtype), []).append(n)
+    axes = [scheme.statistics[m.at].rule.axes.values() for m in moved]
+    return [
+        Group(members, make_plan([[_reverse(moved[n].nodes, *axes[n])] for n in members]), dtype, [])
+        for (_, dtype), members in kinds.items()
+    ]
+
+
+def _reverse(nodes: Tensor, axis: Axis) -> Taps:
     """Taps of the nodes of an axis on its points: linear interpolation between the centres of equal cells."""
-    axis = entry.rule.axes[name]
-    wide = arguments.working_dtype(entry.nodes, entry.nodes.dtype)
+    wide = arguments.working_dtype(nodes, nodes.dtype)
     linear = Basis(kernel="linear")
-    return taps_for(axis.nodes, axis.size, linear, quadrature="midpoint", dtype=wide, device=entry.nodes.device)
+    return taps_for(axis.nodes, axis.size, linear, quadrature="midpoint", dtype=wide, device=nodes.device)
 
 
-def _segments_on_nodes(entry: Entry, change: Tensor) -> Tensor:
+def _segments_on_nodes(rule: Rule, nodes: Tensor, change: Tensor) -> Tensor:
     """The same of a vector along several axes, one after the other: each segment by itself."""
-    (tie,) = entry.rule.ties
+    (tie,) = rule.ties
 
     def along(piece: Tensor, dim: int, name: str) -> Tensor:
-        return interpolate(piece, _reverse(entry, name), dim, piece.dtype, "")
+        return interpolate(piece, _reverse(nodes, rule.axes[name]), dim, piece.dtype, "")
 
-    return tie.layout.at(entry.rule.sizes()).sample(change, 0, along)
+    return tie.layout.at(rule.sizes()).sample(change, 0, along)

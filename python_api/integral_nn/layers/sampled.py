@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from inn_kernels import transforms
 from integral_nn.layers.axis import Axis
-from integral_nn.layers.held import CALIBRATED, NODES, STATISTICS, dtype_of, found, held, holds
+from integral_nn.layers.held import CALIBRATED, found, held, holds
 from integral_nn.layers.module_sizes import size_properties
 from integral_nn.layers.rule import Rule, Sizes
+from integral_nn.layers.scheme import NODES, STATISTICS, dtype_of
 
 
 class Sampled(nn.Module):
@@ -59,9 +60,9 @@ class SampledNorm(Sampled):
 
     def calibrated(self, name: str, sizes: Sizes = None) -> Tensor | None:
         """Statistics measured at the current sizes (or at others), if there are any."""
-        kept = self._buffers.get(name + CALIBRATED)
-        if kept is None or self._calibrated_at is None:
+        if self._calibrated_at is None:
             return None
+        kept = self._buffers.get(name + CALIBRATED)
         here = all((axis.size if sizes is None else sizes[axis]) == n for axis, n in self._calibrated_at.items())
         return kept if here else None
 

@@ -21,11 +21,13 @@ from integral_nn.coupling.axis_set import AxisSet
 from integral_nn.functional import checks
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.base import IntegralLayer
-from integral_nn.layers.held import CALIBRATED, NODES, held, sample_modules
+from integral_nn.layers.held import CALIBRATED, held, sample_modules
 from integral_nn.layers.module_sizes import update_sizes
 from integral_nn.layers.rule import Sizes
 from integral_nn.layers.sampled import Sampled, SampledNorm, ordinary, shape_of
+from integral_nn.layers.scheme import NODES, Kept, nodes_of
 from integral_nn.networks.hand_built import axes_of_layers
+from integral_nn.networks.tree import Tree
 
 Size = Union[float, Mapping[str, Union[int, float]]]
 
@@ -93,6 +95,8 @@ class IntegralNetwork(nn.Module):
         self.found = found
         self.report: Any = None
         self._axes = dict(axes)
+        self._tree = Tree()
+        self._scheme = Kept()
 
     # axes ------------------------------------------------------------------------------------------------------
 
@@ -171,15 +175,15 @@ class IntegralNetwork(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or transforms.transforming():
             return self.net(*args, **kwargs)  # each module samples its own
-        with held([module for module in self._sampling() if module.joins]):
+        with held([module for module in self._sampling() if module.joins], self._scheme):
             return self.net(*args, **kwargs)
 
     def _sampling(self) -> list[Any]:
-        return [module for module in self.net.modules() if isinstance(module, Sampled)]
+        return [module for _, module in self._tree.sampling(self.net)]
 
     def sampled(self) -> dict[str, Tensor]:
         """Every tensor that runs along an axis, at the current sizes, differentiable; by name in the plain network."""
-        values, _ = sample_modules(self._sampling())
+        values = sample_modules(self._sampling(), kept=self._scheme)
         return {name: values[id(module)][leaf] for name, module, leaf in self._places()}
 
     def nodes(self) -> dict[str, Tensor]:
@@ -189,12 +193,12 @@ class IntegralNetwork(nn.Module):
     def _places(self) -> Iterator[tuple[str, Any, str]]:
         """(name in the plain network, module, name within it) of every sampled tensor, each tensor once."""
         seen = set()
-        for path, module in self.net.named_modules():
-            for leaf in module._rules if isinstance(module, Sampled) else ():
-                nodes = getattr(module, leaf + NODES, None)
+        for prefix, module in self._tree.sampling(self.net):
+            for leaf in module._rules:
+                nodes = nodes_of(module, leaf + NODES)
                 if nodes is not None and id(nodes) not in seen:
                     seen.add(id(nodes))
-                    yield f"{path}.{leaf}".lstrip("."), module, leaf
+                    yield prefix + leaf, module, leaf
 
     # plain networks ----------------------------------------------------------------------------------------------
 
@@ -219,7 +223,7 @@ class IntegralNetwork(nn.Module):
         converted = [module for module in sampling if not isinstance(module, IntegralLayer)]
         memo |= {id(m): m.discretize(sizes) for m in sampling if isinstance(m, IntegralLayer)}
         with torch.autocast(next(iter(self.net.parameters())).device.type, enabled=False):
-            values, _ = sample_modules(converted, sizes, training=False)
+            values = sample_modules(converted, sizes, training=False)
         for module in converted:
             memo[id(module._rules)] = module._rules
             for name, value in values[id(module)].items():

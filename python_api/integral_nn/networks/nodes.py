@@ -18,8 +18,8 @@ from inn_kernels import reference
 from integral_nn.functional.nodes_from import solve_along
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.base import IntegralLayer
-from integral_nn.layers.held import NODES
 from integral_nn.layers.rule import Rule, log
+from integral_nn.layers.scheme import NODES
 from integral_nn.networks.network import IntegralNetwork
 
 

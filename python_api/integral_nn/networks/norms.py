@@ -17,8 +17,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from integral_nn.coupling.proof import Probe
 from integral_nn.coupling.symbolic import call
 from integral_nn.functional import checks
-from integral_nn.layers.held import STATISTICS
 from integral_nn.layers.sampled import SampledNorm
+from integral_nn.layers.scheme import STATISTICS
 from integral_nn.networks.network import IntegralNetwork
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
