@@ -3,11 +3,10 @@
     x'[j] = sum_l x[l] S[l, j] = sum_{n<NT} coefficient[n, j] x[lo[j] + n]
 
 S has T neighbouring taps a row and points are sorted, so node j hears the points of one contiguous range
-lo[j] <= l < hi[j]. NT covers 4K/M + 1 points, the most a node hears of evenly spread points or cells: its function
-reaches over four nodes, and a cell as wide as the advance of its window, M/K nodes, meets that one more time than a
-point does at most. (T counts the nodes under a cell, which is not what a node hears.) The rest of S is 0. Where points
-cluster, a node may hear more: those nodes lie in [crowded[0], crowded[1]), and kernels add what the table left out in a
-second loop over that range alone, empty for uniform partitions.
+lo[j] <= l < hi[j]. NT covers 4K/M + 1 points, whatever T: a node's function reaches over four nodes at most, where
+so many evenly spread points or cells of M/K nodes lie. (Cells are wide where they are few: T grows, and padding fills
+it up.) The rest of S is 0. Where points cluster, a node may hear more: those nodes lie in [crowded[0], crowded[1]), and
+kernels add what the table left out in a second loop over that range alone, empty for uniform partitions.
 
 Tables are made on the device of the taps in a few operations that do not wait for it, and kept while the taps live.
 """

@@ -14,8 +14,8 @@ tile makes the gradient of x, with the nodes transposed. Windows of T nodes stra
                                                    tensor core -> y' [NODES, ROWS] --gather T--> y [ROWS, points]
     nodes [NODES, DEPTH] --cast in registers------/
 
-S has T neighbouring taps a row and points are sorted, so node j hears the points of one contiguous range lo[j] <= l < hi[j]
-and the prologue is a gather without masks or searches (`axis_table`):
+S has T neighbouring taps a row and points are sorted, so node j hears the points of one contiguous range
+lo[j] <= l < hi[j] and the prologue is a gather without masks or searches (`axis_table`):
 
     x'[j, b] = sum_{n<NT} coefficient[n, j] x[lo[j] + n, b]
 

@@ -300,7 +300,8 @@ def linear_backward(
         return dx[..., :width], d_nodes, d_bias
     with guard(x):
         linear_backward_kernel[(grid,)](
-            dx, d_nodes, d_bias, dy, x, nodes, *out_table.nodes, *in_table.nodes[:5], in_table.start, in_table.first, *space,
+            dx, d_nodes, d_bias, dy, x, nodes,
+            *out_table.nodes, *in_table.nodes[:5], in_table.start, in_table.first, *space,
             rows, dy.shape[1], x.shape[1], out_nodes, in_nodes, splits, tiles * splits, int(need_nodes), int(need_bias),
             TAPS=in_table.taps, NT_OUT=out_table.contributors, NT_IN=in_table.contributors, **flags, **config.options,
         )  # fmt: skip
