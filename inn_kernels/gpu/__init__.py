@@ -20,7 +20,8 @@ What they share:
 The mathematics stand on top of each operation's file, its launch configurations right below.
 
 Importing this package imports neither Triton nor a kernel: the first call of an operation on a GPU does. Where Triton
-is missing, and for dtypes the kernels do not store (float64), operations run as `reference`.
+is missing, for dtypes the kernels do not store (float64) and for more taps a point than the fused kernels take,
+operations run as `reference`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +52,9 @@ missing: str | None = _missing()
 
 STORAGE = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes the kernels read and write; sums are float32."""
+
+FUSED_TAPS = 8
+"""Most taps a point in the fused kernels: windows straddle tiles of 64 nodes, which overlap by one node less."""
 
 _FILES = {
     "discretize": "discretize",
@@ -87,10 +92,13 @@ def launcher(name: str) -> Callable[..., Any]:
 
 def _implementation(name: str) -> Callable[..., Any]:
     plain = getattr(reference, name)
+    weights = [i for i, given in enumerate(inspect.signature(plain).parameters) if given in ("out_weight", "in_weight")]
+    bounded = weights if _FILES[name] in ("linear", "conv") else []
 
     @functools.wraps(plain)
     def run(*arguments: Any) -> Any:
-        return launcher(name)(*arguments) if all(map(_storable, arguments)) else plain(*arguments)
+        taken = all(map(_storable, arguments)) and all(arguments[i].shape[-1] <= FUSED_TAPS for i in bounded)
+        return launcher(name)(*arguments) if taken else plain(*arguments)
 
     return run
 

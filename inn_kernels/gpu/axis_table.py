@@ -2,10 +2,11 @@
 
     x'[j] = sum_l x[l] S[l, j] = sum_{n<NT} coefficient[n, j] x[lo[j] + n]
 
-S has four non-zeros a row and points are sorted, so node j hears the points of one contiguous range lo[j] <= l < hi[j].
-NT covers 4K/M + 1 points, the most a node hears of evenly spread points; the rest of S is 0. Where points cluster, a
-node may hear more: those nodes lie in [crowded[0], crowded[1]), and kernels add what the table left out in a second
-loop over that range alone, empty for uniform partitions.
+S has T neighbouring taps a row and points are sorted, so node j hears the points of one contiguous range
+lo[j] <= l < hi[j]. NT covers 4K/M + 1 points, whatever T: a node's function reaches over four nodes at most, where
+so many evenly spread points or cells of M/K nodes lie. (Cells are wide where they are few: T grows, and padding fills
+it up.) The rest of S is 0. Where points cluster, a node may hear more: those nodes lie in [crowded[0], crowded[1]), and
+kernels add what the table left out in a second loop over that range alone, empty for uniform partitions.
 
 Tables are made on the device of the taps in a few operations that do not wait for it, and kept while the taps live.
 """
@@ -28,11 +29,12 @@ PAD = 64
 
 
 class AxisTable(NamedTuple):
-    """K points and M nodes of one axis; M' = M rounded up to a multiple of PAD."""
+    """K points of T taps and M nodes of one axis; M' = M rounded up to a multiple of PAD."""
 
     start: Tensor  # int32 [K]
-    weight: Tensor  # float32 [K, 4]
+    weight: Tensor  # float32 [K, T]
     first: Tensor  # int32 [M + 1]         points whose taps start before node i
+    skew: Tensor  # int32 [K]              T k - start[k]: S[k, j] is element skew[k] + j of weight
     lo: Tensor  # int32 [M']               first point of node j's NT; lo + NT <= max(K, NT)
     hi: Tensor  # int32 [M']               after the last point node j hears
     coefficient: Tensor  # float32 [NT, M']
@@ -46,7 +48,12 @@ class AxisTable(NamedTuple):
     @property
     def nodes(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What a prologue reads, which turns points into nodes."""
-        return self.start, self.weight, self.lo, self.hi, self.coefficient, self.crowded
+        return self.skew, self.weight, self.lo, self.hi, self.coefficient, self.crowded
+
+    @property
+    def taps(self) -> int:
+        """T."""
+        return self.weight.shape[1]
 
     @property
     def contributors(self) -> int:
@@ -65,16 +72,18 @@ def axis_table(start: Tensor, weight: Tensor, nodes: int) -> AxisTable:
 
     Args:
         start: int32 [K], non-decreasing.
-        weight: [K, 4].
+        weight: [K, T].
         nodes: M.
     """
-    points, nt, device = start.shape[0], contributor_class(start.shape[0], nodes), start.device
+    (points, taps), device = weight.shape, start.device
+    nt = contributor_class(points, nodes)
     start, weight = start.contiguous(), weight.detach().float().contiguous()
     first = torch.searchsorted(start, torch.arange(nodes + 1, device=device, dtype=torch.int32), out_int32=True)
     node = torch.arange(-(-nodes // PAD) * PAD, device=device)  # [M']
-    # Windows are pushed inside at the ends, where their outer weights are 0: points of weight 0 are not heard.
-    point = torch.arange(points, device=device)[:, None].expand(-1, 4)  # [K, 4]
-    touched = start.long()[:, None] + torch.arange(4, device=device)  # [K, 4]
+    # Windows are pushed inside at the ends and filled up to T by weights of 0: points of weight 0 are not heard.
+    point = torch.arange(points, device=device)[:, None].expand(-1, taps)  # [K, T]
+    touched = start.long()[:, None] + torch.arange(taps, device=device)  # [K, T]
+    skew = taps * point[:, 0] - start
     touched = torch.where(weight != 0, touched, node.numel()).clamp(max=node.numel()).flatten()
     lo, hi = (
         torch.full([node.numel() + 1], empty, device=device).scatter_reduce(0, touched, ends.flatten(), how)[:-1]
@@ -84,11 +93,11 @@ def axis_table(start: Tensor, weight: Tensor, nodes: int) -> AxisTable:
     point = lo + torch.arange(nt, device=device)[:, None]  # [NT, M']
     inside = point.clamp(max=points - 1)
     tap = node - start[inside]
-    heard = (tap >= 0) & (tap < 4) & (point < points) & (node < nodes)
-    coefficient = torch.where(heard, weight[inside, tap.clamp(0, 3)], 0.0)
+    heard = (tap >= 0) & (tap < taps) & (point < points) & (node < nodes)
+    coefficient = torch.where(heard, weight[inside, tap.clamp(0, taps - 1)], 0.0)
     more = hi > lo + nt
     crowded = torch.stack([torch.where(more, node, nodes).min(), torch.where(more, node + 1, 0).max()])
-    return AxisTable(start, weight, first, lo.int(), hi.int(), coefficient, crowded.int())
+    return AxisTable(start, weight, first, skew.int(), lo.int(), hi.int(), coefficient, crowded.int())
 
 
 # By taps and then by stream: a table is only read on the stream that made it, so that none is read half made. Graphs

@@ -11,7 +11,7 @@ Forward pass and dx are one implicit GEMM over nodes (`gemm_tile`), read straigh
 its columns c = (j, t):
 
     x under the pixels --gather NT--> x' [DEPTH, ROWS] --\
-                                                          tensor core -> y' [NODES, ROWS] --gather 4--> y [points, ROWS]
+                                                          tensor core -> y' [NODES, ROWS] --gather T--> y [points, ROWS]
     nodes [NODES, DEPTH] --cast in registers-------------/
 
 One launch each for y, dx, and d_nodes with d_bias. Memory sees x, nodes, y and their gradients; never W_q, an unfolded
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from inn_kernels.gpu.axis_table import AxisTable, cached_table, pad_points
 from inn_kernels.gpu.gemm_configs import ANY, select
-from inn_kernels.gpu.gemm_tile import ADVANCE, NODES, assign, crowd, finish, gather, gather_rest, multiply, padded
+from inn_kernels.gpu.gemm_tile import NODES, assign, crowd, finish, gather, gather_rest, multiply, padded, tile_count
 from inn_kernels.gpu.launch import Config, cdiv, empty, guard
 from inn_kernels.gpu.specs import gemm_specs
 from inn_kernels.gpu.split_sum import split_count, workspace
@@ -119,12 +119,12 @@ def conv_kernel(
     p_nodes,  # [M_left, M_sum, n_offset], or [M_sum, M_left, n_offset] where TRANSPOSED
     p_bias,  # [M_left] or None
     p_out_start, p_out_weight, p_out_first,
-    p_start, p_weight, p_lo, p_hi, p_coefficient, p_crowded,  # of the axis summed over
+    p_skew, p_weight, p_lo, p_hi, p_coefficient, p_crowded,  # of the axis summed over
     p_partial, p_ticket,
     B, K, L, M_left, M_sum, n_split, H, W, P, Q, S, n_offset,
     scale_h, scale_w, from_h, from_w, step_h, step_w, divide_h, divide_w,
     TRANSPOSED: tl.constexpr, STRIDED: tl.constexpr,
-    ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, NT: tl.constexpr,
+    ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, TAPS: tl.constexpr, NT: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """y = S_out (sum_c nodes[., c] x'[c, under .] + bias), a tile of nodes and pixels.
@@ -135,6 +135,7 @@ def conv_kernel(
     n_row_tile = tl.cdiv(n_pixel, ROWS).to(tl.int32)
     n_column = M_sum * n_offset
     i_row, i_out, i_split, begin, end = assign(tl.program_id(0), n_row_tile, n_column, n_split, DEPTH)
+    ADVANCE: tl.constexpr = NODES + 1 - TAPS
     i0 = i_out * ADVANCE
     b_i = tl.minimum(tl.arange(0, NODES), M_left - 1 - i0)  # [NODES]
     n_column = n_column // 16 * 16 if ALIGNED and not TRANSPOSED else n_column  # tells the compiler so
@@ -145,7 +146,7 @@ def conv_kernel(
     p_image = p_x + (b_image * L * H * W)[None, :]  # [1, ROWS]
     b_h, b_w = b_p * scale_h + from_h, b_q * scale_w + from_w
     x = (p_image, b_h, b_w, H, W, S, n_offset, step_h, step_w, divide_h, divide_w, STRIDED)
-    table = (p_start, p_weight, p_lo, p_hi, p_coefficient, padded(M_sum))
+    table = (p_skew, p_weight, p_lo, p_hi, p_coefficient, padded(M_sum))
     b_acc = multiply(
         window_nodes, nodes, window_pixels, x, table, p_crowded, H * W, n_offset, begin, end,
         p_x.dtype.element_ty, COMPUTE, PRECISION, False, True, NT, ROWS, DEPTH,
@@ -154,7 +155,7 @@ def conv_kernel(
         b_acc, p_bias, p_partial, p_ticket, i_out * n_row_tile + i_row, i_split, n_split,
         i0, tl.minimum(i0 + ADVANCE, M_left), M_left, (p_out_start, p_out_weight, p_out_first),
         p_y + (b_image * K * P * Q + b_p * Q + b_q), i_first + tl.arange(0, ROWS) < n_pixel, P * Q,
-        True,
+        TAPS, True,
     )  # fmt: skip
 
 
@@ -162,8 +163,8 @@ def conv_kernel(
 def conv_node_gradient_kernel(
     p_d_nodes, p_d_bias,  # [M_left, M_sum, n_offset], [M_left]
     p_dy, p_x,  # [B, K, P, Q], [B, L, H, W]
-    p_out_start, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient,
-    p_in_start, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient,
+    p_out_skew, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient,
+    p_in_skew, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient,
     B, K, L, M_left, M_sum, H, W, P, Q, S, n_offset,
     scale_h, scale_w, from_h, from_w, step_h, step_w, need_nodes, need_bias,
     ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, NT_OUT: tl.constexpr, NT_IN: tl.constexpr,
@@ -180,8 +181,8 @@ def conv_node_gradient_kernel(
     b_step_w = b_c % n_offset % S * step_w
     n_pixel = B.to(tl.int64) * P * Q
     out_channel, in_channel = P * Q, H * W
-    out_table = (p_out_start, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient, padded(M_left))
-    in_table = (p_in_start, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient, padded(M_sum))
+    out_table = (p_out_skew, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient, padded(M_left))
+    in_table = (p_in_skew, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient, padded(M_sum))
     n_more_out = crowd(out_table, b_i, NT_OUT)
     n_more_in = crowd(in_table, b_j, NT_IN)
 
@@ -220,9 +221,9 @@ def conv(
     nodes: Tensor,  # [M_out, M_in, R, S]
     bias: Tensor | None,  # [M_out]
     out_start: Tensor,  # [K]
-    out_weight: Tensor,  # [K, 4]
+    out_weight: Tensor,  # [K, T]
     in_start: Tensor,  # [L]
-    in_weight: Tensor,  # [L, 4]
+    in_weight: Tensor,  # [L, T]
     stride: Pair,
     padding: Pair,
     dilation: Pair,
@@ -268,7 +269,7 @@ def _launch(
     offsets, pixel_count = nodes.shape[2] * nodes.shape[3], y.shape[0] * y.shape[2] * y.shape[3]
     config, flags = select(FORWARD, x, nodes, pixel_count)
     block, depth = config.constants["ROWS"], config.constants["DEPTH"]
-    tiles = cdiv(pixel_count, block) * cdiv(max(left - 3, 1), ADVANCE.value)
+    tiles = cdiv(pixel_count, block) * tile_count(left, out_table.taps)
     splits = split_count(tiles, cdiv(summed * offsets, depth), x.device)
     space = workspace(x.device, splits, tiles, NODES.value * block)
     with guard(x):
@@ -278,7 +279,7 @@ def _launch(
             *y.shape[:2], x.shape[1], left, summed, splits, *x.shape[2:], *y.shape[2:], nodes.shape[3], offsets,
             *scale, *offset, *step, *divide,
             TRANSPOSED=transposed, STRIDED=divide != (1, 1),
-            NT=in_table.contributors, **flags, **config.options,
+            TAPS=out_table.taps, NT=in_table.contributors, **flags, **config.options,
         )  # fmt: skip
 
 

@@ -4,18 +4,18 @@ A fused kernel never forms W_q = S_out nodes S_in^T. It multiplies by the nodes 
 
     prologue   x'[c, b] = sum_l S[l, c] x[l, b]                       points -> nodes, on an operand of the tensor core
     product    y'[i, b] = sum_c nodes[i, c] x'[c, b] + bias[i]
-    epilogue   y[k, b]  = sum_{t<4} weight[k, t] y'[start[k] + t, b]  nodes -> points, on its accumulator
+    epilogue   y[k, b]  = sum_{t<T} weight[k, t] y'[start[k] + t, b]  nodes -> points, on its accumulator
 
 Rows b are rows of x or pixels of an image. Columns c are nodes j, or (j, t) where kernel offsets t ride along. The same
-tile makes the gradient of x, with the nodes transposed. Windows of four nodes straddle tiles, so tiles overlap:
+tile makes the gradient of x, with the nodes transposed. Windows of T nodes straddle tiles, so tiles overlap:
 
           L points             columns, DEPTH a step                       windows that start in the tile's first nodes
     x [ROWS, L] --gather NT--> x' [ROWS, DEPTH] --\
-                                                   tensor core -> y' [NODES, ROWS] --gather 4--> y [ROWS, points]
+                                                   tensor core -> y' [NODES, ROWS] --gather T--> y [ROWS, points]
     nodes [NODES, DEPTH] --cast in registers------/
 
-S has four non-zeros a row and points are sorted, so node j hears the points of one contiguous range lo[j] <= l < hi[j]
-and the prologue is a gather without masks or searches (`axis_table`):
+S has T neighbouring taps a row and points are sorted, so node j hears the points of one contiguous range
+lo[j] <= l < hi[j] and the prologue is a gather without masks or searches (`axis_table`):
 
     x'[j, b] = sum_{n<NT} coefficient[n, j] x[lo[j] + n, b]
 
@@ -34,16 +34,19 @@ import triton
 import triton.language as tl
 
 from inn_kernels.gpu import axis_table
+from inn_kernels.gpu.launch import cdiv
 from inn_kernels.gpu.split_sum import sum_splits
 
 PAD = tl.constexpr(axis_table.PAD)
-"""A kernel hands on the table of an axis as the tuple (p_start, p_weight, p_lo, p_hi, p_coefficient, padded(M))."""
+"""A kernel hands on the table of an axis as the tuple (p_skew, p_weight, p_lo, p_hi, p_coefficient, padded(M))."""
 
 NODES = tl.constexpr(64)
 """Nodes of an accumulator along the axis that its epilogue leaves."""
 
-ADVANCE = tl.constexpr(61)
-"""Nodes from tile to tile: 61 windows of four start in 64 nodes."""
+
+def tile_count(nodes: int, taps: int, advance: int | None = None) -> int:
+    """Tiles along M nodes: NODES + 1 - T windows of T start in a tile, or `advance` of them."""
+    return cdiv(max(nodes + 1 - taps, 1), advance or NODES.value + 1 - taps)
 
 
 @triton.jit
@@ -55,7 +58,7 @@ def padded(n_node):
 @triton.jit
 def crowd(table, b_node, NT: tl.constexpr):
     """The most points beyond NT that one of the nodes b_node [N] hears; 0 or less where none is crowded."""
-    _start, _weight, p_lo, p_hi, _coefficient, _n_padded = table
+    _skew, _weight, p_lo, p_hi, _coefficient, _n_padded = table
     return tl.max(tl.load(p_hi + b_node) - tl.load(p_lo + b_node), axis=0) - NT
 
 
@@ -66,7 +69,7 @@ def gather(p_x, b_inside, table, b_node, channel, ROWS_FIRST: tl.constexpr, NT: 
     p_x points at point 0 of each row (and node), b_inside says which exist; points are `channel` apart.
     """
     ROW: tl.constexpr = 0 if ROWS_FIRST else 1  # dimension
-    _start, _weight, p_lo, _hi, p_coefficient, n_padded = table
+    _skew, _weight, p_lo, _hi, p_coefficient, n_padded = table
     p_point = p_x + tl.expand_dims(tl.load(p_lo + b_node) * tl.cast(channel, tl.int64), ROW)
     b_coefficient = tl.load(p_coefficient + b_node)
     b_sum = tl.expand_dims(b_coefficient, ROW) * tl.load(p_point, mask=b_inside, other=0.0).to(tl.float32)
@@ -81,12 +84,12 @@ def gather(p_x, b_inside, table, b_node, channel, ROWS_FIRST: tl.constexpr, NT: 
 def gather_rest(b_sum, p_x, b_inside, table, b_node, channel, n_more, ROWS_FIRST: tl.constexpr, NT: tl.constexpr):
     """b_sum and what `gather` leaves out: up to n_more = crowd(...) points a node."""
     ROW: tl.constexpr = 0 if ROWS_FIRST else 1  # dimension
-    p_start, p_weight, p_lo, p_hi, _coefficient, _n_padded = table
+    p_skew, p_weight, p_lo, p_hi, _coefficient, _n_padded = table
     for n in range(NT, NT + n_more):
         b_point = tl.load(p_lo + b_node) + n  # [N]
         b_heard = b_point < tl.load(p_hi + b_node)
-        b_tap = b_node - tl.load(p_start + b_point, mask=b_heard, other=0)
-        b_weight = tl.load(p_weight + 4 * b_point + b_tap, mask=b_heard, other=0.0)
+        b_skew = tl.load(p_skew + b_point, mask=b_heard, other=0)
+        b_weight = tl.load(p_weight + b_skew + b_node, mask=b_heard, other=0.0)
         p_point = p_x + tl.expand_dims(b_point * tl.cast(channel, tl.int64), ROW)
         b_x = tl.load(p_point, mask=tl.expand_dims(b_heard, ROW) & b_inside, other=0.0)
         b_sum += tl.expand_dims(b_weight, ROW) * b_x.to(tl.float32)
@@ -145,7 +148,7 @@ def finish(
     i0, i_end, n_node,  # first node of the tile; windows of the tile start before i_end; nodes of the axis
     points,  # (p_start, p_weight, p_first) of the axis
     p_y, b_exists, channel,  # [ROWS] point 0 of each row; which rows exist; distance of points
-    NODES_FIRST: tl.constexpr,
+    TAPS: tl.constexpr, NODES_FIRST: tl.constexpr,
 ):  # fmt: skip
     """Sum the splits, add the bias, interpolate at the points whose windows start in the tile, and store."""
     NODE: tl.constexpr = 0 if NODES_FIRST else 1  # dimensions of the accumulator
@@ -162,8 +165,8 @@ def finish(
             b_here = b_k < k_end
             b_tap = tl.maximum(tl.load(p_start + b_k, mask=b_here, other=0) - i0, 0)
             b_y = tl.zeros_like(b_acc)
-            for t in tl.static_range(4):
-                b_weight = tl.load(p_weight + 4 * b_k + t, mask=b_here, other=0.0)  # [NODES]
+            for t in tl.static_range(TAPS):
+                b_weight = tl.load(p_weight + TAPS * b_k + t, mask=b_here, other=0.0)  # [NODES]
                 b_from = tl.broadcast_to(tl.expand_dims(b_tap + t, ROW), b_acc.shape)
                 b_y += tl.expand_dims(b_weight, ROW) * tl.gather(b_acc, b_from, NODE)
             p_out = tl.expand_dims(p_y, NODE) + tl.expand_dims(b_k * tl.cast(channel, tl.int64), ROW)

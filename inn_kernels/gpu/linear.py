@@ -24,15 +24,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from inn_kernels.gpu import FUSED_TAPS
 from inn_kernels.gpu.axis_table import cached_table, pad_points
 from inn_kernels.gpu.gemm_configs import ANY, select
-from inn_kernels.gpu.gemm_tile import ADVANCE, NODES, assign, crowd, finish, gather, gather_rest, multiply, padded
+from inn_kernels.gpu.gemm_tile import NODES, assign, crowd, finish, gather, gather_rest, multiply, padded, tile_count
 from inn_kernels.gpu.launch import Config, cdiv, empty, guard
 from inn_kernels.gpu.specs import gemm_specs
 from inn_kernels.gpu.split_sum import split_count, workspace
 
-IN_ADVANCE = tl.constexpr(56)
-"""Nodes from tile to tile of dx: 61 would do, 56 keeps every row of a tile aligned to 16 bytes."""
+IN_ADVANCE = tl.constexpr((NODES.value + 1 - FUSED_TAPS) // 8 * 8)
+"""Nodes from tile to tile of dx, whatever T: every row of a tile is aligned to 16 bytes."""
 
 
 def _config(rows: int, depth: int, stages: int, warps: int = 4, square: int | None = None, **instead: dict) -> Config:
@@ -110,22 +111,23 @@ def rows_from(p_x, b0, n_row, stride, ROWS: tl.constexpr):
 def linear_kernel(
     p_y, p_x, p_nodes, p_bias,  # [B, K], [B, L], [M_out, M_in], [M_out] or None
     p_out_start, p_out_weight, p_out_first,
-    p_in_start, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient, p_in_crowded,
+    p_in_skew, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient, p_in_crowded,
     p_partial, p_ticket,
     B, K, L, M_out, M_in, n_split,
-    ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, NT: tl.constexpr,
+    ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, TAPS: tl.constexpr, NT: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """y = S_out (nodes x'^T + bias), a tile of nodes i and rows b."""
     n_row_tile = tl.cdiv(B, ROWS)
     i_row, i_out, i_split, begin, end = assign(tl.program_id(0), n_row_tile, M_in, n_split, DEPTH)
     stride = M_in // 16 * 16 if ALIGNED else M_in  # tells the compiler that rows, and their ends, are aligned
+    ADVANCE: tl.constexpr = NODES + 1 - TAPS
     i0 = i_out * ADVANCE
     b_row = tl.minimum(tl.arange(0, NODES), M_out - 1 - i0) * stride  # [NODES]
     nodes = (p_nodes + i0.to(tl.int64) * stride, b_row, stride)
     b0 = i_row.to(tl.int64) * ROWS
     p_rows = rows_from(p_x, b0, B, L, ROWS)  # [ROWS, 1]
-    table = (p_in_start, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient, padded(M_in))
+    table = (p_in_skew, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient, padded(M_in))
     b_acc = multiply(
         row_nodes, nodes, whole_rows, (p_rows,), table, p_in_crowded, 1, 1, begin, end,
         p_x.dtype.element_ty, COMPUTE, PRECISION, True, True, NT, ROWS, DEPTH,
@@ -134,7 +136,7 @@ def linear_kernel(
     finish(
         b_acc, p_bias, p_partial, p_ticket, i_out * n_row_tile + i_row, i_split, n_split,
         i0, tl.minimum(i0 + ADVANCE, M_out), M_out, (p_out_start, p_out_weight, p_out_first),
-        p_y + b_b * K, b_b < B, 1, True,
+        p_y + b_b * K, b_b < B, 1, TAPS, True,
     )  # fmt: skip
 
 
@@ -144,10 +146,11 @@ def input_gradient_tile(
     out_table, p_out_crowded, in_points,
     p_partial, p_ticket,
     B, K, L, M_out, M_in, n_split,
-    ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, NT: tl.constexpr,
+    ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, TAPS: tl.constexpr, NT: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """dx = (dy' nodes) S_in^T, a tile of rows b and nodes j. Nodes are the second operand, read as they lie."""
+    tl.static_assert(IN_ADVANCE + TAPS <= NODES + 1, "windows that start in a tile must end there")
     n_row_tile = tl.cdiv(B, ROWS)
     i_row, i_in, i_split, begin, end = assign(i_program, n_row_tile, M_out, n_split, DEPTH)
     stride = M_in // 16 * 16 if ALIGNED else M_in  # tells the compiler that rows, and their ends, are aligned
@@ -164,7 +167,7 @@ def input_gradient_tile(
     finish(
         b_acc, None, p_partial, p_ticket, i_in * n_row_tile + i_row, i_split, n_split,
         j0, tl.minimum(j0 + IN_ADVANCE, M_in), M_in, in_points,
-        p_dx + b_b * L, b_b < B, 1, False,
+        p_dx + b_b * L, b_b < B, 1, TAPS, False,
     )  # fmt: skip
 
 
@@ -210,22 +213,23 @@ def node_gradient_tile(
 def linear_backward_kernel(
     p_dx, p_d_nodes, p_d_bias,  # [B, L], [M_out, M_in], [M_out]
     p_dy, p_x, p_nodes,
-    p_out_start, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient, p_out_crowded,
-    p_in_start, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient, p_in_first,
+    p_out_skew, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient, p_out_crowded,
+    p_in_skew, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient, p_in_start, p_in_first,
     p_partial, p_ticket,
     B, K, L, M_out, M_in, n_split, n_dx, need_nodes, need_bias,
-    ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, NT_OUT: tl.constexpr, NT_IN: tl.constexpr,
+    ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr,
+    TAPS: tl.constexpr, NT_OUT: tl.constexpr, NT_IN: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, SIDE: tl.constexpr, ROW_DEPTH: tl.constexpr,
 ):  # fmt: skip
     """dx in the first n_dx programs, d_nodes and d_bias in the others."""
     i_program = tl.program_id(0)
-    out_table = (p_out_start, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient, padded(M_out))
-    in_table = (p_in_start, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient, padded(M_in))
+    out_table = (p_out_skew, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient, padded(M_out))
+    in_table = (p_in_skew, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient, padded(M_in))
     if i_program < n_dx:
         input_gradient_tile(
             i_program, p_dx, p_dy, p_nodes, out_table, p_out_crowded, (p_in_start, p_in_weight, p_in_first),
             p_partial, p_ticket, B, K, L, M_out, M_in, n_split,
-            ALIGNED, COMPUTE, PRECISION, NT_OUT, ROWS, DEPTH,
+            ALIGNED, COMPUTE, PRECISION, TAPS, NT_OUT, ROWS, DEPTH,
         )  # fmt: skip
     else:
         node_gradient_tile(
@@ -240,9 +244,9 @@ def linear(
     nodes: Tensor,  # [M_out, M_in]
     bias: Tensor | None,  # [M_out]
     out_start: Tensor,  # [K]
-    out_weight: Tensor,  # [K, 4]
+    out_weight: Tensor,  # [K, T]
     in_start: Tensor,  # [L]
-    in_weight: Tensor,  # [L, 4]
+    in_weight: Tensor,  # [L, T]
 ) -> Tensor:  # [B, K], in x's dtype
     """y = x (S_out nodes S_in^T)^T + S_out bias in one launch."""
     rows, points, (out_nodes, in_nodes) = x.shape[0], out_start.shape[0], nodes.shape
@@ -253,7 +257,7 @@ def linear(
     x, nodes = pad_points(x, in_table), nodes.contiguous()
     config, flags = select(FORWARD, x, nodes, rows)
     block, depth = config.constants["ROWS"], config.constants["DEPTH"]
-    tiles = cdiv(rows, block) * cdiv(max(out_nodes - 3, 1), ADVANCE.value)
+    tiles = cdiv(rows, block) * tile_count(out_nodes, out_table.taps)
     splits = split_count(tiles, cdiv(in_nodes, depth), x.device)
     space = workspace(x.device, splits, tiles, NODES.value * block)
     with guard(x):
@@ -261,7 +265,7 @@ def linear(
             y, x, nodes, None if bias is None else bias.contiguous(),
             *out_table.points, *in_table.nodes, *space,
             rows, points, x.shape[1], out_nodes, in_nodes, splits,
-            NT=in_table.contributors, **flags, **config.options,
+            TAPS=out_table.taps, NT=in_table.contributors, **flags, **config.options,
         )  # fmt: skip
     return y
 
@@ -271,9 +275,9 @@ def linear_backward(
     x: Tensor,  # [B, L]
     nodes: Tensor,  # [M_out, M_in]
     out_start: Tensor,  # [K]
-    out_weight: Tensor,  # [K, 4]
+    out_weight: Tensor,  # [K, T]
     in_start: Tensor,  # [L]
-    in_weight: Tensor,  # [L, 4]
+    in_weight: Tensor,  # [L, T]
     need_x: bool,
     need_nodes: bool,
     need_bias: bool,
@@ -287,7 +291,7 @@ def linear_backward(
     dx = empty(x.shape if need_x else (0,), x.dtype, x.device)
     config, flags = select(BACKWARD, x, nodes, rows)
     block, depth, square = (config.constants[name] for name in ("ROWS", "DEPTH", "SIDE"))
-    tiles = cdiv(rows, block) * cdiv(max(in_nodes - 3, 1), IN_ADVANCE.value) if need_x else 0
+    tiles = cdiv(rows, block) * tile_count(in_nodes, in_table.taps, IN_ADVANCE.value) if need_x else 0
     splits = split_count(tiles, cdiv(out_nodes, depth), x.device)
     space = workspace(x.device, splits, tiles, block * NODES.value)
     squares = cdiv(out_nodes, square) * (cdiv(in_nodes, square) if need_nodes else 1)
@@ -296,9 +300,10 @@ def linear_backward(
         return dx[..., :width], d_nodes, d_bias
     with guard(x):
         linear_backward_kernel[(grid,)](
-            dx, d_nodes, d_bias, dy, x, nodes, *out_table.nodes, *in_table.nodes[:5], in_table.first, *space,
+            dx, d_nodes, d_bias, dy, x, nodes,
+            *out_table.nodes, *in_table.nodes[:5], in_table.start, in_table.first, *space,
             rows, dy.shape[1], x.shape[1], out_nodes, in_nodes, splits, tiles * splits, int(need_nodes), int(need_bias),
-            NT_OUT=out_table.contributors, NT_IN=in_table.contributors, **flags, **config.options,
+            TAPS=in_table.taps, NT_OUT=out_table.contributors, NT_IN=in_table.contributors, **flags, **config.options,
         )  # fmt: skip
     return dx[..., :width].contiguous(), d_nodes, d_bias
 

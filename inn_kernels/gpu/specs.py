@@ -73,21 +73,29 @@ def gemm_specs(
     """What the ahead-of-time harness compiles: every configuration of every dtype.
 
     The usual pair, bfloat16 on float32 nodes, and float32 for every target. For one target the other pairs, which
-    differ by a conversion, and of the usual pair every class of `contributors` and rows of nodes that are not aligned.
+    differ by a conversion, and of the usual pair every class of `contributors`, rows of nodes that are not aligned and
+    windows of more taps, with the class that goes with half and a quarter of the points.
     """
     usual, full = ("bf16", "fp32"), ("fp32", "fp32")
     pairs = {"half": [usual, ("fp16", "fp32"), ("bf16", "bf16")]}
-    others = [(nt, True) for nt in CONTRIBUTORS if nt != 6] + [(6, False)]
+    first = (6, True, 4)  # NT, aligned, taps
+    others = [(nt, True, 4) for nt in CONTRIBUTORS if nt != 6] + [(6, False, 4)]
+    if "TAPS" in kernel.arg_names:
+        others += [(6, True, 6), (4, True, 8)]
     specs = []
     for kind, pair in [(k, pair) for k in table for pair in pairs.get(k, [full])]:
         x, nodes = pair
         types = {"p_nodes": nodes, "p_bias": nodes, "p_d_nodes": nodes, "p_d_bias": nodes}
         types |= {"p_x": x, "p_y": x, "p_dx": x, "p_dy": x}
         pointers = {name: "*" + types.get(name, _table_type(name)) for name in kernel.arg_names if name[:2] == "p_"}
-        for nt, aligned in [(6, True), *(others if pair == usual else [])]:
+        for variant in [first, *(others if pair == usual else [])]:
+            nt, aligned, taps = variant
             constants = {**dict.fromkeys(contributors, nt), **flags(kind, DOT_TYPE[x], aligned), **fixed}
+            if "TAPS" in kernel.arg_names:
+                constants["TAPS"] = taps
             name = (f"{x}-{nodes}" if kind == "half" else kind) + label
             name += ("" if nt == 6 else f"-points{nt}") + ("" if aligned else "-unaligned")
+            name += "" if taps == 4 else f"-taps{taps}"
             specs.append(
                 KernelSpec(
                     kernel,
@@ -96,7 +104,7 @@ def gemm_specs(
                     variant=name,
                     divisible=[name for name in pointers if name not in fixed],
                     tensor_cores=kind != "ieee",
-                    targets=ALL_TARGETS if pair in (usual, full) and (nt, aligned) == (6, True) else ONE_TARGET,
+                    targets=ALL_TARGETS if pair in (usual, full) and variant == first else ONE_TARGET,
                 )
             )
     return specs

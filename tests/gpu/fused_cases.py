@@ -1,5 +1,6 @@
-"""Cases, reference and tolerance of the fused kernels' tests: in Triton's interpreter here, unchanged on a GPU.
+"""Cases, oracle and tolerance of the fused kernels' tests: in Triton's interpreter here, unchanged on a GPU.
 
+The oracle multiplies by dense matrices: S [K, M] with S[k, start[k] + t] = weight[k, t], whatever the number of taps.
 The rule for tolerance and its floors are those of `sampler_cases`.
 """
 
@@ -11,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inn_kernels import reference
 from inn_kernels.quadrature import weights
 from inn_kernels.taps import Taps, make_taps
 from sampler_cases import DEVICE, FLOOR
@@ -39,10 +39,9 @@ class Layer(NamedTuple):
         """out_start, out_weight, in_start, in_weight."""
         return self.out.start, self.out.weight, self.in_.start, self.in_.weight
 
-    @property
-    def taps64(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same in float64."""
-        return self.out.start, self.out.weight.double(), self.in_.start, self.in_.weight.double()
+    def matrices(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """S_out and S_in for an oracle in `dtype`."""
+        return dense(self.out, dtype), dense(self.in_, dtype)
 
 
 def points(n: int, clustered: bool) -> Tensor:
@@ -56,6 +55,46 @@ def taps_of(partition: Tensor, nodes: int, weighted: bool) -> Taps:
     """Taps as a layer has them: random quadrature weights on the input axis."""
     multiplier = torch.rand(partition.shape[0]) + 0.5 if weighted else None
     return on_device(make_taps(partition, nodes, multiplier=multiplier, dtype=torch.float32))
+
+
+def window_taps(start: Tensor, nodes: int, taps: int) -> Taps:
+    """Random weights of `taps` neighbours from each start on, as far as they exist."""
+    weight = torch.randn(start.shape[0], taps) * (start[:, None] + torch.arange(taps) < nodes)
+    return on_device(Taps(start.int(), weight, nodes))
+
+
+def windows(kind: str, points: int, nodes: int, taps: int) -> Taps:
+    """Windows that advance evenly, start anywhere, or crowd: most at a few starts."""
+    last = max(nodes - taps, 0)
+    if kind == "even":
+        start = torch.linspace(0, last, points).round()
+    else:
+        start = torch.rand(points).sort().values ** (1 if kind == "random" else 5) * (last + 1)
+    return window_taps(start.clamp(max=last).floor(), nodes, taps)
+
+
+def cell_taps(points: int, nodes: int) -> Taps:
+    """The means of a cubic B-spline over equal cells: each sees the nodes whose function reaches into it."""
+    edges = torch.linspace(0, 1, points + 1, dtype=torch.float64) * nodes
+    t = (edges[:, None] - torch.arange(-2, nodes + 2, dtype=torch.float64) - 0.5).clamp(-2, 2)
+    inner, outer = 0.5 + t * (2 / 3 - t**2 / 3 + t**2 * t.abs() / 8), (2 - t.abs()) ** 4 / 24
+    running = torch.where(t.abs() <= 1, inner, torch.where(t < 0, outer, 1 - outer))  # the integral up to each edge
+    parts = running.diff(dim=0) * points / nodes
+    matrix = torch.zeros(points, nodes, dtype=torch.float64)
+    matrix.index_add_(1, torch.arange(-2, nodes + 2).clamp(0, nodes - 1), parts)  # beyond an end its node goes on
+    heard = matrix > 1e-12
+    taps = int(heard.sum(1).max())
+    start = heard.int().argmax(1).clamp(max=nodes - taps)
+    weight = (matrix * heard).gather(1, start[:, None] + torch.arange(taps))
+    return on_device(Taps(start.int(), weight.float(), nodes))
+
+
+def dense(taps: Taps, dtype: torch.dtype = torch.float64) -> Tensor:
+    """S [K, M], in float64 or as wide as the weights are."""
+    matrix = taps.weight.new_zeros(taps.points, taps.nodes + taps.weight.shape[1])
+    index = taps.start.long()[:, None] + torch.arange(taps.weight.shape[1], device=taps.start.device)
+    matrix = matrix.scatter(1, index, taps.weight)[:, : taps.nodes]
+    return matrix.double() if dtype == torch.float64 else matrix
 
 
 def on_device(taps: Taps) -> Taps:
@@ -79,27 +118,25 @@ def check(value: Tensor, eager: Tensor, exact: Tensor, dtype: torch.dtype, what:
 
 
 def weight(layer: Layer, dtype: torch.dtype) -> Tensor:
-    """W_q in `dtype`, by the reference."""
-    taps = layer.taps64 if dtype == torch.float64 else layer.taps
-    nodes = layer.nodes.double() if dtype == torch.float64 else layer.nodes
-    return reference.discretize(nodes, *taps, dtype)
+    """W_q = S_out nodes S_in^T in `dtype`."""
+    out, in_ = layer.matrices(dtype)
+    return torch.einsum("ki,ij...,lj->kl...", out, layer.nodes.to(out.dtype), in_).to(dtype)
 
 
 def sampled_bias(layer: Layer, dtype: torch.dtype) -> Tensor | None:
     """The bias on the output partition."""
     if layer.bias is None:
         return None
-    start, tap = (layer.taps64 if dtype == torch.float64 else layer.taps)[:2]
-    return reference.interpolate(layer.bias.to(tap.dtype), start, tap, 0, dtype)
+    out, _ = layer.matrices(dtype)
+    return (out @ layer.bias.to(out.dtype)).to(dtype)
 
 
 def node_gradients(layer: Layer, d_weight: Tensor, d_bias: Tensor) -> tuple[Tensor, Tensor]:
     """d_nodes and the gradient of the bias nodes from those of the sampled weight and bias."""
-    out_nodes, in_nodes = layer.nodes.shape[:2]
-    exact = d_weight.dtype == torch.float64
-    taps, dtype = (layer.taps64, torch.float64) if exact else (layer.taps, layer.nodes.dtype)
-    d_nodes = reference.discretize_adjoint(d_weight, *taps, out_nodes, in_nodes, dtype)
-    return d_nodes, reference.spread(d_bias.to(taps[1].dtype), *taps[:2], out_nodes, 0, dtype)
+    dtype = torch.float64 if d_weight.dtype == torch.float64 else layer.nodes.dtype
+    out, in_ = layer.matrices(d_weight.dtype)
+    d_nodes = torch.einsum("ki,kl...,lj->ij...", out, d_weight.to(out.dtype), in_)
+    return d_nodes.to(dtype), (d_bias.to(out.dtype) @ out).to(dtype)
 
 
 def golden_layer(golden: dict[str, Tensor]) -> Layer:

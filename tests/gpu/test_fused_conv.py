@@ -23,6 +23,7 @@ from fused_cases import (
     sampled_bias,
     taps_of,
     weight,
+    windows,
 )
 from inn_kernels.gpu import gemm_configs
 from inn_kernels.gpu.conv import Pair, conv, conv_input_gradient, conv_node_gradient
@@ -41,6 +42,7 @@ class Case(NamedTuple):
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     clustered: bool = False
+    taps: tuple[int, int, str] | None = None  # T_out, T_in and kind of windows
 
 
 CASES = {
@@ -54,6 +56,10 @@ CASES = {
     "fewer points than nodes": Case(1, (3, 2), (67, 9), (3, 3), (3, 3), padding=(1, 1)),
     "shared tiles": Case(1, (16, 16), (16, 32), (4, 4), (3, 3), padding=(1, 1)),
     "clustered": Case(2, (31, 23), (19, 16), (3, 4), (2, 3), padding=(1, 1), clustered=True),
+    "cells": Case(1, (33, 11), (66, 41), (4, 3), (3, 3), padding=(1, 1), taps=(6, 8, "even")),
+    "cells and points, strided": Case(1, (9, 36), (23, 67), (5, 6), (3, 2), (2, 1), (1, 0), taps=(8, 4, "random")),
+    "fewer nodes than taps": Case(2, (5, 4), (3, 6), (3, 3), (2, 2), taps=(8, 8, "even")),
+    "clustered cells": Case(1, (41, 37), (16, 19), (3, 2), (3, 1), taps=(5, 6, "clustered")),
 }
 
 
@@ -63,7 +69,10 @@ def make(
     """Sizes, a layer and dy, always the same."""
     torch.manual_seed(0)
     case = CASES[name]
-    out, in_ = (taps_of(points(case.points[d], case.clustered), case.nodes[d], d == 1) for d in (0, 1))
+    if case.taps is None:
+        out, in_ = (taps_of(points(case.points[d], case.clustered), case.nodes[d], d == 1) for d in (0, 1))
+    else:
+        out, in_ = (windows(case.taps[2], case.points[d], case.nodes[d], case.taps[d]) for d in (0, 1))
     nodes = torch.randn(*case.nodes, *case.kernel).to(DEVICE, nodes_dtype)
     bias = torch.randn(case.nodes[0]).to(DEVICE, nodes_dtype)
     x = torch.randn(case.batch, case.points[1], *case.size).to(DEVICE, dtype)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+
 import pytest
 import torch
 
 import integral_nn as inn
-from inn_kernels import gpu, ops
+from fused_cases import dense, windows
+from inn_kernels import dispatch, gpu, ops, reference
 from inn_kernels.gpu.launch import INTERPRETED
 from inn_kernels.taps import taps_for
 from integral_nn.functional import fused
+from integral_nn.functional.linear import linear
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 FUSED = ("linear", "linear_backward", "conv", "conv_input_gradient", "conv_node_gradient")
@@ -96,6 +101,20 @@ def test_second_derivatives_and_partitions(name):
         assert torch.allclose((gradient * weight).sum(), 2 * linear, rtol=1e-4)
 
 
+def test_windows_of_more_taps():
+    inputs = arguments((5, 11), (17, 15))
+    along = windows("random", 13, 17, 8), windows("even", 11, 15, 6)
+    x, nodes, bias = (t.detach().double().requires_grad_() for t in inputs)
+    out, in_ = map(dense, along)
+    wanted = ((x @ in_) @ nodes.T + bias) @ out.T
+    y = fused.linear(*inputs, *along)
+    assert close(y, wanted)
+    grad = torch.randn_like(y)
+    exact = torch.autograd.grad(wanted, (x, nodes, bias), grad.double())
+    for got, true in zip(torch.autograd.grad(y, inputs, grad), exact):
+        assert close(got, true)
+
+
 def _without_bias(y, inputs, gradient, name, weights):
     """<y, the part of y linear in one side's weights>: all of it for the output's, all but the bias for x's."""
     if gradient.shape == weights[0].shape:
@@ -118,3 +137,42 @@ def test_a_layer_without_fused_kernels_says_why():
     with pytest.raises(RuntimeError, match="dataflow 'fused' cannot run this layer"):
         inn.integral_linear(torch.randn(3, 4), torch.randn(5, 6), None, 5, 4, dataflow="fused", backend="reference")
     assert set(FUSED) <= set(ops.NAMES)
+
+
+def test_a_layer_whose_windows_are_too_wide_says_so_and_takes_another_dataflow(monkeypatch):
+    monkeypatch.setattr(gpu, "refusal", lambda *_: None)
+    asked = []
+
+    def choose(*_, fusable):
+        asked.append(fusable)
+        raise InterruptedError
+
+    monkeypatch.setattr(dispatch, "choose_dataflow", choose)
+    x, nodes, bias = (t.detach() for t in arguments((5, 11), (17, 15)))
+    points, widest, wider = (windows("even", 11, 15, taps) for taps in (4, gpu.FUSED_TAPS, gpu.FUSED_TAPS + 1))
+    out = windows("even", 13, 17, 12)
+    for taps, told in (((out, points), 12), ((windows("even", 13, 17, 6), wider), 9)):
+        with pytest.raises(RuntimeError, match=f"do not take points that see more than 8 nodes, got {told}"):
+            linear(x, nodes, bias, taps, "fused", "triton")
+    for taps in ((out, points), (points, wider), (points, widest)):
+        with pytest.raises(InterruptedError):
+            linear(x, nodes, bias, taps, "auto", "triton")
+    assert asked == [False, False, True]
+
+
+@pytest.mark.parametrize("side", ["out_weight", "in_weight"])
+@pytest.mark.parametrize("name", FUSED)
+def test_operators_leave_wider_windows_to_the_reference(monkeypatch, name, side):
+    called = []
+    plain = getattr(reference, name)
+
+    @functools.wraps(plain)
+    def noted(*arguments):
+        called.append("reference")
+
+    monkeypatch.setattr(reference, name, noted)
+    monkeypatch.setattr(gpu, "launcher", lambda name: lambda *arguments: called.append("kernel"))
+    for taps, by in ((gpu.FUSED_TAPS, "kernel"), (gpu.FUSED_TAPS + 1, "reference")):
+        given = {"out_weight": torch.ones(3, 4), "in_weight": torch.ones(3, 4), side: torch.ones(3, taps)}
+        gpu._implementation(name)(*(given.get(each) for each in inspect.signature(plain).parameters))
+        assert called.pop() == by and not called

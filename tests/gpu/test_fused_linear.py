@@ -13,7 +13,9 @@ from fused_cases import (
     DTYPES,
     GOLDEN,
     Layer,
+    cell_taps,
     check,
+    dense,
     error,
     golden_layer,
     node_gradients,
@@ -21,6 +23,7 @@ from fused_cases import (
     sampled_bias,
     taps_of,
     weight,
+    windows,
 )
 from inn_kernels.gpu import axis_table, gemm_configs, split_sum
 from inn_kernels.gpu.launch import INTERPRETED
@@ -40,6 +43,18 @@ CASES = {
     "shared tiles of dx": (3, 64, 24, 272, 24, False),
     "clustered": (4, 59, 83, 61, 64, True),
 }
+# name: B, K, L, M_out, M_in, T_out, T_in, kind
+WINDOWS = {
+    "cells": (5, 53, 31, 131, 67, 6, 8, "even"),
+    "points beside cells": (3, 19, 37, 61, 96, 4, 6, "even"),
+    "cells beside points": (17, 37, 19, 96, 67, 8, 4, "random"),
+    "odd": (3, 40, 24, 67, 71, 5, 7, "random"),
+    "one": (2, 9, 12, 66, 70, 1, 3, "random"),
+    "a window at every node, in two tiles": (2, 114, 112, 121, 119, 8, 8, "even"),
+    "fewer nodes than taps": (2, 7, 5, 3, 6, 8, 8, "even"),
+    "more points than nodes": (2, 47, 83, 11, 9, 6, 5, "random"),
+    "clustered": (4, 59, 83, 61, 64, 8, 6, "clustered"),
+}
 
 
 def make(
@@ -50,8 +65,12 @@ def make(
 ) -> tuple[Layer, Tensor]:
     """A layer and dy, always the same."""
     torch.manual_seed(0)
-    b, k, n, m_out, m_in, clustered = CASES[name]
-    out, in_ = taps_of(points(k, clustered), m_out, False), taps_of(points(n, clustered), m_in, True)
+    if name.startswith("T: "):
+        b, k, n, m_out, m_in, t_out, t_in, kind = WINDOWS[name[3:]]
+        out, in_ = windows(kind, k, m_out, t_out), windows(kind, n, m_in, t_in)
+    else:
+        b, k, n, m_out, m_in, clustered = CASES[name]
+        out, in_ = taps_of(points(k, clustered), m_out, False), taps_of(points(n, clustered), m_in, True)
     nodes, biases = torch.randn(m_out, m_in).to(DEVICE, nodes_dtype), torch.randn(m_out).to(DEVICE, nodes_dtype)
     x, dy = torch.randn(b, n).to(DEVICE, dtype), torch.randn(b, k).to(DEVICE, dtype)
     return Layer(x, nodes, biases if bias else None, out, in_), dy
@@ -80,6 +99,27 @@ def test_forward_and_every_gradient(name: str, dtypes: tuple[torch.dtype, torch.
     for what, value in fused(layer, dy).items():
         assert value.dtype == (dtypes[0] if what in ("y", "dx") else dtypes[1])
         check(value, in_dtype[what], exact[what], dtypes[0], what)
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_of_any_width(name: str) -> None:
+    layer, dy = make(f"T: {name}")
+    exact, in_dtype = eager(layer, dy, torch.float64), eager(layer, dy, torch.float32)
+    for what, value in fused(layer, dy).items():
+        check(value, in_dtype[what], exact[what], torch.float32, what)
+
+
+def test_cells() -> None:
+    """Means over equal cells, fewer and more than nodes."""
+    torch.manual_seed(0)
+    out, in_ = cell_taps(33, 66), cell_taps(45, 40)
+    x, nodes, bias, dy = (torch.randn(s).to(DEVICE) for s in ((3, 45), (66, 40), (66,), (3, 33)))
+    layer = Layer(x, nodes, bias, out, in_)
+    exact, in_dtype = eager(layer, dy, torch.float64), eager(layer, dy, torch.float32)
+    for what, value in fused(layer, dy).items():
+        check(value, in_dtype[what], exact[what], torch.float32, what)
+    ones = layer._replace(nodes=torch.ones_like(nodes), bias=None)  # whose means are 1
+    assert error(linear(x, *ones[1:3], *ones.taps), x.sum(1, True).double().expand(3, 33)) <= FLOOR[torch.float32]
 
 
 def test_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +192,34 @@ def test_uniform_points_are_never_crowded(nodes: int, quadrature: str) -> None:
             table = axis_table.axis_table(*taps_for(partition, nodes, quadrature=quadrature)[:2], nodes)
             begin, end = table.crowded.tolist()
             assert begin >= end, (share, table.contributors, int((table.hi - table.lo).max()))
+
+
+@pytest.mark.parametrize("nodes", [32, 67, 256])
+def test_even_cells_are_never_crowded(nodes: int) -> None:
+    """Wide cells see many nodes and are few: a node hears no more of them than of points."""
+    for share in (0.1, 0.25, 0.3, 0.5, 0.6, 0.75, 0.8, 0.9, 1, 1.2, 1.25, 1.3, 1.5, 1.75, 2, 2.5, 2.75):
+        count = max(int(share * nodes), 2)
+        table = axis_table.axis_table(*cell_taps(count, nodes))
+        begin, end = table.crowded.tolist()
+        assert begin >= end, (share, table.contributors, int((table.hi - table.lo).max()))
+
+
+@pytest.mark.parametrize("taps", [1, 4, 5, 8, 12])
+def test_a_table_holds_every_tap(taps: int) -> None:
+    """S from the coefficients, and where they leave something out from the weights, is S from the taps."""
+    torch.manual_seed(0)
+    for count, nodes, kind in ((23, 70, "even"), (40, 33, "random"), (29, 20, "clustered"), (6, 3, "even")):
+        along = windows(kind, count, nodes, taps)
+        table = axis_table.axis_table(*along)
+        found = torch.zeros(count, nodes)
+        for j in range(nodes):
+            lo, hi = int(table.lo[j]), int(table.hi[j])
+            for n in range(min(table.contributors, count)):
+                found[lo + n, j] = table.coefficient[n, j]
+            for point in range(lo + table.contributors, hi):
+                assert table.crowded[0] <= j < table.crowded[1]
+                found[point, j] = table.weight.flatten()[table.skew[point] + j]
+        assert torch.equal(found, dense(along, torch.float32).cpu())
 
 
 @pytest.mark.parametrize("name", ["linear_uniform", "linear_nonuniform", "linear_upsample"])

@@ -107,6 +107,9 @@ def refusal(nodes: Tensor, taps: Sequence[Taps | None], compute: torch.dtype, ba
         return f"backend {backend!r}"
     if any(along is None for along in taps):
         return "a discrete dimension"
+    widest = max(along.weight.shape[-1] for along in taps if along is not None)
+    if widest > gpu.FUSED_TAPS:
+        return f"points that see more than {gpu.FUSED_TAPS} nodes, got {widest}"
     return gpu.refusal(nodes.device, nodes.dtype) or gpu.refusal(nodes.device, compute)
 
 
