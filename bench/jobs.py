@@ -11,7 +11,20 @@ import torch
 
 from bench import count, networks
 from bench.harness import Row, Runs, Times, cpu_times, environment, median_ratio, paired_times, quantiles
-from bench.providers import SLOW, Case, checked, conv, counted, layer_names, layer_providers, linear, samplers, stack
+from bench.providers import (
+    CELLS,
+    POINTS,
+    SLOW,
+    Case,
+    checked,
+    conv,
+    counted,
+    layer_names,
+    layer_providers,
+    linear,
+    samplers,
+    stack,
+)
 from integral_nn.networks.network import IntegralNetwork
 
 BF16 = torch.bfloat16
@@ -95,7 +108,7 @@ class Bench:
         times, base = self.times(runs, "copy in place")
         rows = []
         for name in runs:
-            mode = "backward" if name in ("adjoint", "grid_sample backward") else "forward"
+            mode = "backward" if "adjoint" in name or "backward" in name else "forward"
             row = self.row("discretize", name, mode, case.weight, case.dtype, times[name])
             row.bytes, row.error = case.weight_bytes(), errors[name]
             row.bandwidth_share = 1 / median_ratio(times[name], base[name])
@@ -103,11 +116,12 @@ class Bench:
             rows.append(row)
         return rows
 
-    @functools.cache  # noqa: B019 (one network a run)
-    def network(self, width: int) -> IntegralNetwork:
-        """The integral ResNet-18."""
+    @functools.cache  # noqa: B019 (two networks a run)
+    def network(self, width: int, cells: bool = False) -> IntegralNetwork:
+        """The integral ResNet-18: sampled at points, or integrated over cells."""
         torch.manual_seed(0)
-        return networks.converted(networks.ResNet18(width), 32).to(self.device)
+        rule = CELLS if cells else POINTS
+        return networks.converted(networks.ResNet18(width), 32, **rule).to(self.device)
 
     def stack(self, case: Case, layers: int) -> list[Row]:
         """A step of several layers one after the other."""
@@ -124,8 +138,8 @@ class Bench:
 
     def resize(self, share: float, width: int = 64) -> list[Row]:
         """Every weight of the network at another size, beside copies of it."""
-        model = self.network(width).eval()
-        runs, errors, moved = networks.resizes(model, share)
+        model, cells = self.network(width).eval(), self.network(width, True).eval()
+        runs, errors, moved = networks.resizes(model, cells, share)
         costs = self.costs(runs)
         times, base = self.times(runs, "copy in place")
         rows = []
@@ -139,7 +153,7 @@ class Bench:
 
     def step(self, share: float, batch: int, image: int, compute: torch.dtype, width: int = 64) -> list[Row]:
         """A training step of the network: dense, ours, and through grid_sample."""
-        runs, errors = networks.steps(self.network(width), share, batch, image, compute)
+        runs, errors = networks.steps(self.network(width), self.network(width, True), share, batch, image, compute)
         costs = self.costs(runs)
         times, base = self.times(runs, "dense")
         rows = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,9 +53,9 @@ class ResNet18(nn.Module):
         return self.head(self.blocks(x).mean((2, 3)))
 
 
-def converted(net: nn.Module, image: int) -> IntegralNetwork:
+def converted(net: nn.Module, image: int, **rule: Any) -> IntegralNetwork:
     """The network as an integral one, channels in their old order: what is timed does not depend on it."""
-    return inn.convert(net, torch.zeros(1, 3, image, image), permute=False, fold=False)
+    return inn.convert(net, torch.zeros(1, 3, image, image), permute=False, fold=False, **rule)
 
 
 def grid_sample_tensor(nodes: Tensor, shape: torch.Size) -> Tensor:
@@ -80,22 +82,25 @@ def _grid_sampled(model: IntegralNetwork, shapes: dict[str, torch.Size]) -> dict
     return {name: grid_sample_tensor(tensors[name], shape) for name, shape in shapes.items()}
 
 
-def resizes(model: IntegralNetwork, share: float) -> tuple[Runs, dict[str, float], int]:
-    """Every weight of the network at another size, beside copies of the nodes; errors, and bytes that must move."""
+def resizes(model: IntegralNetwork, cells: IntegralNetwork, share: float) -> tuple[Runs, dict[str, float], int]:
+    """Every weight of the network at another size, beside copies of the nodes; errors, and bytes that must move.
+
+    `cells` is the same network with its axes cut into cells.
+    """
     parameters = list(model.net.parameters())
     tensors = [*parameters, *model.net.buffers()]
     there = [t.detach().clone() for t in tensors]
 
-    def resize() -> object:
+    def resize(model: IntegralNetwork = model) -> dict[str, Tensor]:
         with torch.no_grad():
             model.resize(share)
             return model.sampled()
 
-    def resize_anew() -> object:
+    def resize_anew(model: IntegralNetwork = model) -> object:
         taps._of_ints.clear()  # a size never seen before: its partition, quadrature and basis are made first
         for axis in model.axes.values():
             axis._keep({})
-        return resize()
+        return resize(model)
 
     def discretize() -> object:
         model.resize(share)
@@ -106,7 +111,7 @@ def resizes(model: IntegralNetwork, share: float) -> tuple[Runs, dict[str, float
             for to, tensor in zip(there, tensors):
                 to.copy_(tensor)
 
-    sampled = {name: value for name, value in resize().items()}  # type: ignore[attr-defined]
+    sampled = resize()
     nodes = model.nodes()
     shapes = {name: value.shape for name, value in sampled.items() if isinstance(nodes[name], nn.Parameter)}
 
@@ -119,6 +124,8 @@ def resizes(model: IntegralNetwork, share: float) -> tuple[Runs, dict[str, float
         "copy in place": copy_in_place,
         "resize": resize,
         "resize, new size": resize_anew,
+        "resize, cells": functools.partial(resize, cells),
+        "resize, cells, new size": functools.partial(resize_anew, cells),
         "discretize": discretize,
         "grid_sample": through_grid_sample,
     }
@@ -126,8 +133,10 @@ def resizes(model: IntegralNetwork, share: float) -> tuple[Runs, dict[str, float
     moved += sum(t.numel() * t.element_size() for t in sampled.values())
     exact = _exact(model, share)
     errors = {"copy": 0.0, "copy in place": 0.0}
-    errors["resize"] = max(relative_error(sampled[name], value) for name, value in exact.items())
-    errors["resize, new size"] = errors["discretize"] = errors["resize"]
+    for name, network in (("resize", model), ("resize, cells", cells)):
+        found, true = resize(network), _exact(network, share)
+        errors[name] = errors[f"{name}, new size"] = max(relative_error(found[n], t) for n, t in true.items())
+    errors["discretize"] = errors["resize"]
     theirs = _grid_sampled(model, shapes)
     errors["grid_sample"] = max(relative_error(value.detach(), exact[name]) for name, value in theirs.items())
     return runs, _within(errors), moved
@@ -150,12 +159,21 @@ def _within(errors: dict[str, float], amplified: int = 1) -> dict[str, float]:
 
 
 def steps(
-    model: IntegralNetwork, share: float, batch: int, image: int, compute: torch.dtype = torch.float32
+    model: IntegralNetwork,
+    cells: IntegralNetwork,
+    share: float,
+    batch: int,
+    image: int,
+    compute: torch.dtype = torch.float32,
 ) -> tuple[Runs, dict[str, float]]:
-    """Training steps at one size: the plain network, ours, and weights through grid_sample. Errors of the outputs."""
+    """Training steps at one size: the plain network, ours, and weights through grid_sample. Errors of the outputs.
+
+    `cells` is the same network with its axes cut into cells.
+    """
     device = next(model.parameters()).device
-    model.resize(share)
-    model.train()
+    for network in (model, cells):
+        network.resize(share)
+        network.train()
     plain = model.discretize().train()
     shapes = {name: t.shape for name, t in plain.named_parameters()}
     generator = torch.Generator().manual_seed(0)
@@ -175,13 +193,17 @@ def steps(
 
         return run
 
-    nets = {"dense": (plain, plain), "auto": (model, model), "grid_sample": (through_grid_sample, model)}
-    wide = model.discretize().double().train()
+    nets = {
+        "dense": (plain, plain),
+        "auto": (model, model),
+        "auto, cells": (cells, cells),
+        "grid_sample": (through_grid_sample, model),
+    }
     errors = {}
     with torch.no_grad():
-        exact = wide(x.double())
+        exact, of_cells = (network.discretize().double().train()(x.double()) for network in (model, cells))
         for name, (net, _) in nets.items():
-            errors[name] = relative_error(net(x), exact)
+            errors[name] = relative_error(net(x), of_cells if "cells" in name else exact)
     # Twenty layers with batch norm amplify what a single one rounds.
     return {name: step(net, holder) for name, (net, holder) in nets.items()}, _within(errors, amplified=100)
 

@@ -2,7 +2,8 @@
 
 | provider | what it is |
 |---|---|
-| auto, materialize, factored, fused | ours |
+| auto, materialize, factored, fused | ours: weights sampled at points, cubic convolution |
+| auto, cells | ours: weights integrated over cells, cubic B-splines |
 | dense | the ordinary layer of the discretized size: the floor of every way that makes its weight |
 | dense, node size | the ordinary layer of the size of the nodes: the floor of the ways that multiply with the nodes |
 | grid_sample | the authors' dataflow in eager: sample the nodes bicubically on the grid of both partitions, multiply \
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,11 @@ from inn_kernels.taps import Taps, taps_for
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of outputs and gradients against float64, as norms
 GRID_TOLERANCE = 300  # times that: grid_sample keeps positions in float32, and errs with the number of nodes
+
+
+POINTS = {"quadrature": "midpoint", "kernel": "cubic"}
+CELLS = {"quadrature": "cells", "kernel": "bspline"}
+"""The rules of networks: points, and cells in the basis that hears most nodes."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +141,9 @@ def two_product_weight(nodes: Tensor, out_matrix: Tensor, in_matrix: Tensor) -> 
 
 def dense_taps(taps: Taps) -> Tensor:
     """The sampling matrix [K, M] that taps are the rows of."""
-    matrix = taps.weight.new_zeros(taps.points, max(taps.nodes, 4))
-    matrix.scatter_add_(1, taps.start[:, None].long() + torch.arange(4, device=matrix.device), taps.weight)
+    width = taps.weight.shape[1]
+    matrix = taps.weight.new_zeros(taps.points, max(taps.nodes, width))
+    matrix.scatter_add_(1, taps.start[:, None].long() + torch.arange(width, device=matrix.device), taps.weight)
     return matrix[:, : taps.nodes].contiguous()
 
 
@@ -200,7 +208,7 @@ def relative_error(value: Tensor, true: Tensor) -> float:
 
 def layer_names(case: Case, dataflows: Sequence[str], compiled: bool, device: str = "cpu") -> list[str]:
     """The providers of one layer: all but those that would take longer than the case is worth."""
-    names = ["dense", "dense, node size", *dataflows]
+    names = ["dense", "dense, node size", *dataflows, "auto, cells"]
     slow = ["two products", "grid_sample", *([torch_integral.NAME] if torch_integral.installed() else [])]
     names += [name for name in slow if device != "cpu" or _modelled_seconds(name, case) < 2]
     return [*names, "grid_sample, compiled"] if compiled else names
@@ -229,11 +237,14 @@ def layer_providers(case: Case, names: Sequence[str], device: str = "cpu") -> di
     def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.conv2d(x, weight, bias, padding=padding) if case.image else F.linear(x, weight, bias)
 
-    def integral(dataflow: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def integral(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        dataflow, *cells = name.split(", ")
+        rule: dict[str, Any] = {"scale": scale, "dataflow": dataflow} | (CELLS if cells else {})
+
         def run(x: Tensor, nodes: Tensor, bias: Tensor) -> Tensor:
             if not case.image:
-                return inn.integral_linear(x, nodes, bias, *case.points, scale=scale, dataflow=dataflow)
-            return inn.integral_conv2d(x, nodes, bias, *case.points, scale=scale, padding=padding, dataflow=dataflow)
+                return inn.integral_linear(x, nodes, bias, *case.points, **rule)
+            return inn.integral_conv2d(x, nodes, bias, *case.points, padding=padding, **rule)
 
         return run
 
@@ -270,7 +281,8 @@ def layer_providers(case: Case, names: Sequence[str], device: str = "cpu") -> di
                 torch.compile(through_grid_sample, fullgraph=True, dynamic=False), x, nodes, bias, exact, loose
             )
         else:
-            provider = Provider(integral(name), x, nodes, bias, exact, tolerance)
+            true = integral("materialize, cells") if "cells" in name else exact
+            provider = Provider(integral(name), x, nodes, bias, true, tolerance)
         found[name] = provider if case.dtype == torch.float32 else _autocast(provider, device, case.dtype)
     return found
 
@@ -316,7 +328,7 @@ def counted(name: str, case: Case, training: bool, device: str = "cpu") -> cost.
     costs = cost.estimate(shape, machine, fusable=device == "cuda")
     if name in costs:
         return costs[name]
-    if name == "auto":
+    if name.startswith("auto"):
         return min(costs.values(), key=lambda found: found.seconds)
     weights = case.points[0] * case.points[1] * case.offsets
     passes = 2 if training else 1
@@ -347,30 +359,31 @@ def samplers(case: Case, device: str = "cpu") -> tuple[Runs, dict[str, float]]:
     grad = torch.randn([*case.points, *kernel], generator=generator).to(device, compute)
     rows, columns = (inn.uniform_partition(n, device=device) for n in case.points)
     quadrature = inn.quadrature_weights("trapezoid", columns)
-    leaf = nodes.clone().requires_grad_()
-    ours = inn.discretize(leaf, *case.points, dtype=compute)
     half = torch.randn(case.weight_bytes() // 8, generator=generator).to(device)  # read once, written once
     there = torch.empty_like(half)
+    leaf = nodes.clone().requires_grad_()
 
     def backward(weight: Tensor) -> Callable[[], object]:
         return lambda: torch.autograd.grad(weight, leaf, grad.to(weight.dtype), retain_graph=True)
 
-    runs: Runs = {
-        "copy": half.clone,
-        "copy in place": lambda: there.copy_(half),
-        "discretize": lambda: inn.discretize(nodes, *case.points, dtype=compute),
-        "adjoint": backward(ours),
-    }
+    runs: Runs = {"copy": half.clone, "copy in place": lambda: there.copy_(half)}
+    errors = {"copy": 0.0, "copy in place": 0.0}
     wide = nodes.double().requires_grad_()
-    exact = inn.discretize(wide, *case.points)
-    (exact_gradient,) = torch.autograd.grad(exact, wide, grad.double())
-    exact = exact.detach()
-    errors = {
-        "copy": 0.0,
-        "copy in place": 0.0,
-        "discretize": relative_error(ours.detach(), exact),
-        "adjoint": relative_error(torch.autograd.grad(ours, leaf, grad, retain_graph=True)[0], exact_gradient),
-    }
+
+    def add(suffix: str, rule: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Both ways by one rule. Returns what is exact of each."""
+        ours = inn.discretize(leaf, *case.points, dtype=compute, **rule)
+        runs[f"discretize{suffix}"] = lambda: inn.discretize(nodes, *case.points, dtype=compute, **rule)
+        runs[f"adjoint{suffix}"] = backward(ours)
+        exact = inn.discretize(wide, *case.points, **rule)
+        (gradient,) = torch.autograd.grad(exact, wide, grad.double())
+        (found,) = torch.autograd.grad(ours, leaf, grad, retain_graph=True)
+        errors[f"discretize{suffix}"] = relative_error(ours.detach(), exact.detach())
+        errors[f"adjoint{suffix}"] = relative_error(found, gradient)
+        return exact.detach(), gradient
+
+    exact, exact_gradient = add("", {})
+    add(", cells", CELLS)
     limits = dict.fromkeys(errors, TOLERANCE[compute])
     if device != "cpu" or _modelled_seconds("grid_sample", case) < 2:
         theirs = grid_sample_weight(leaf, rows, columns, quadrature)
