@@ -30,14 +30,14 @@ class Axis(nn.Module):
     Args:
         nodes: M, the number of nodes, at least 1.
         size: K, the number of points; default M.
-        quadrature: name of the rule used where the axis is integrated. "midpoint" also centres nodes and points;
-            "cells" takes means and integrals of the weight function over cells in place of values at points.
+        quadrature: "cells" takes means and integrals of the weight function over cells; every other rule takes its
+            values at points, and where the axis is integrated weighs them. "midpoint" also centres nodes and points.
         trainable: keep the partition as a parameter `delta` [K] (paper, section 3.2).
         size_range: (smallest, largest) size `resample` may draw; default (half of M, M).
         multiple_of: sizes drawn, or asked for as a share, are multiples of this.
         a: parameter of the cubic convolution kernel.
         boundary: "clamp" or "keys".
-        kernel: "cubic", "linear", "bspline" or "conservative" (see `discretize`).
+        kernel: "bspline", which learns smooth functions; "conservative", "cubic" or "linear" (see `discretize`).
 
     Raises:
         ValueError, TypeError: a size outside what the quadrature needs, unknown names.
@@ -57,13 +57,13 @@ class Axis(nn.Module):
         nodes: int,
         size: int | None = None,
         *,
-        quadrature: str = "trapezoid",
+        quadrature: str = "cells",
         trainable: bool = False,
         size_range: tuple[int, int] | None = None,
         multiple_of: int = 1,
         a: float = -0.75,
         boundary: str = "clamp",
-        kernel: str = "cubic",
+        kernel: str = "bspline",
     ) -> None:
         super().__init__()
         checks.check_count(nodes, "nodes", 1)
@@ -260,8 +260,14 @@ class Axis(nn.Module):
         """The scale that makes the quadrature's interior weights 1 at full size: M - 1, or M for equal cells."""
         return float(self.nodes if rules.is_centred(self.quadrature) else max(self.nodes - 1, 1))
 
+    def spread(self) -> float:
+        """How much nodes that vary independently vary by, for weights at full size to vary by 1."""
+        weight = self._fixed_taps(self.nodes, False, 1.0, torch.float64).weight
+        return float(weight.square().sum(1).mean().rsqrt())
+
     def extra_repr(self) -> str:
         parts = [f"nodes={self.nodes}", f"size={self.size}", f"quadrature={self.quadrature!r}"]
+        parts.append(f"kernel={self.basis.kernel!r}")
         if self.trainable:
             parts.append("trainable=True")
         return ", ".join(parts)

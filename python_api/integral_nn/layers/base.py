@@ -82,11 +82,16 @@ class IntegralLayer(Sampled):
         return rules
 
     def reset_parameters(self) -> None:
-        """Initialise the nodes as torch.nn initialises the weight and bias they stand for."""
-        nn.init.kaiming_uniform_(self.weight_nodes, a=math.sqrt(5))
+        """Initialise the nodes so that weight and bias vary at full size as torch.nn initialises them.
+
+        A basis in which neighbouring nodes share a weight would make it smaller: its nodes are larger for that.
+        """
+        bound = 1 / math.sqrt(max(self.weight_nodes[0].numel(), 1))
+        outputs = 1.0 if self.out_axis is None else self.out_axis.spread()
+        inputs = 1.0 if self.in_axis is None else self.in_axis.spread()
+        nn.init.uniform_(self.weight_nodes, -bound * outputs * inputs, bound * outputs * inputs)
         if self.bias_nodes is not None:
-            bound = 1 / math.sqrt(max(self.weight_nodes[0].numel(), 1))
-            nn.init.uniform_(self.bias_nodes, -bound, bound)
+            nn.init.uniform_(self.bias_nodes, -bound * outputs, bound * outputs)
 
     def axes(self) -> list[Axis]:
         """The continuous axes of this layer, output first."""

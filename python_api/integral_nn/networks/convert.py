@@ -56,7 +56,7 @@ def convert(
     net: nn.Module,
     example_inputs: Tensor | tuple,
     *,
-    quadrature: str = "midpoint",
+    quadrature: str = "cells",
     permute: bool = True,
     fold: bool = True,
     ignore: str | Iterable[str] = (),
@@ -66,7 +66,7 @@ def convert(
     multiple_of: int = 1,
     continuous_inputs: bool | Mapping[int, int] = False,
     continuous_outputs: bool = False,
-    kernel: str = "cubic",
+    kernel: str = "conservative",
     a: float = -0.75,
     boundary: str = "clamp",
     tolerance: float = 1e-5,
@@ -93,7 +93,8 @@ def convert(
         multiple_of: sizes that `resample` draws, or `resize` by share, are multiples of this (8 suits many devices).
         continuous_inputs: let the channels of the inputs be continuous too (dimension 1, or {input: dimension}).
         continuous_outputs: let the sizes of the outputs be continuous too.
-        kernel, a, boundary: of the basis, see `discretize`.
+        kernel, a, boundary: of the basis, see `discretize`. In "conservative" cells at full size are the nodes
+            themselves; "bspline" is smoother, for a network that is trained on at random widths.
         tolerance: largest relative error of the outputs at full size.
         seed: of the proof's random weights and of the solver's start.
         time_limit: seconds the solver may take for all axes together.
