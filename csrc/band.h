@@ -80,8 +80,8 @@ Band<Accumulator> band_of_points(const TapView<Accumulator>& taps, int64_t nodes
 // The transpose of S: outputs are nodes, inputs are points.
 template <typename Accumulator>
 Band<Accumulator> band_of_nodes(const TapView<Accumulator>& taps, int64_t nodes, Range piece) {
-  const int32_t* start = taps.start;
-  const int64_t size = piece.end - piece.begin, points = taps.points, before = taps.per_point - 1;
+  const auto [start, weight, points, per_point] = taps;
+  const int64_t size = piece.end - piece.begin, before = per_point - 1;
   Band<Accumulator> band;
   band.begin = piece.begin;
   band.total = nodes;
@@ -90,7 +90,7 @@ Band<Accumulator> band_of_nodes(const TapView<Accumulator>& taps, int64_t nodes,
   band.offset.resize(size);
   int64_t begin = std::lower_bound(start, start + points, piece.begin - before) - start, end = begin;
   const int64_t seen = std::lower_bound(start + begin, start + points, piece.end) - (start + begin);
-  band.weight.reserve(std::min(taps.per_point, nodes) * seen);
+  band.weight.reserve(std::min(per_point, nodes) * seen);
   for (int64_t i = 0; i < size; ++i) {
     const int64_t node = piece.begin + i;  // points [begin, end): node - before <= start <= node
     while (begin < points && start[begin] < node - before) ++begin;
@@ -99,9 +99,8 @@ Band<Accumulator> band_of_nodes(const TapView<Accumulator>& taps, int64_t nodes,
     band.first[i] = int32_t(begin);
     band.count[i] = int32_t(end - begin);
     band.offset[i] = int64_t(band.weight.size());
-    for (int64_t k = begin; k < end; ++k)
-      band.weight.push_back(taps.weight[taps.per_point * k + (node - start[k])]);
-    if (taps.per_point > kTapsOfPoint) band.trim(i);
+    for (int64_t k = begin; k < end; ++k) band.weight.push_back(weight[per_point * k + (node - start[k])]);
+    if (per_point > kTapsOfPoint) band.trim(i);
   }
   return band;
 }
