@@ -52,9 +52,10 @@ FORWARD = {
     "tf32": ((ANY, _config(32, 32, 3, 8, gfx942={"DEPTH": 16})),),
     "ieee": ((ANY, _config(16, 16, 2)),),
 }
-# 16 pixels a step fill a memory sector; eight warps share the gathers of both operands.
+# 16 pixels a step fill a memory sector. Sixteen warps share the gathers of both operands of a square of 64: on eight
+# their addresses take 170 registers a thread, and a multiprocessor holds one such program.
 NODE_GRADIENT = {
-    "half": ((ANY, _square(64, 16, 8)),),
+    "half": ((ANY, _square(64, 16, 16)),),
     "tf32": ((ANY, _square(32, 32, 8)),),
     "ieee": ((ANY, _square(32, 16, 8)),),
 }
@@ -67,14 +68,14 @@ SIZES = (
 
 
 @triton.jit
-def pixels(i_first, n_pixel, P, Q, ROWS: tl.constexpr):
-    """Image (int64), row and column of ROWS pixels from i_first (int64) on; the last pixel again beyond it. [ROWS]"""
-    i_image = i_first // (P * Q)
-    b_local = (i_first - i_image * (P * Q)).to(tl.int32) + tl.arange(0, ROWS)
-    last = tl.minimum(n_pixel - 1 - i_image * (P * Q), 2147483647).to(tl.int32)  # int64 divisions would be routines
-    b_local = tl.minimum(b_local, last)
+def pixels(i_image, i_local, n_left, P, Q, ROWS: tl.constexpr):
+    """Image (int64), row and column of ROWS pixels from the i_local-th of an image on; the last left again beyond it.
+
+    Every division is of int32: of int64 they would be routines.
+    """
+    b_local = i_local + tl.minimum(tl.arange(0, ROWS), tl.minimum(n_left, ROWS).to(tl.int32) - 1)  # [ROWS]
     b_inner = b_local % (P * Q)
-    return i_image + b_local // (P * Q), b_inner // Q, b_inner % Q
+    return i_image.to(tl.int64) + b_local // (P * Q), b_inner // Q, b_inner % Q
 
 
 @triton.jit
@@ -142,7 +143,9 @@ def conv_kernel(
     nodes = (p_nodes, i0, b_i, M_left, n_offset, n_column, TRANSPOSED)
 
     i_first = i_row.to(tl.int64) * ROWS
-    b_image, b_p, b_q = pixels(i_first, n_pixel, P, Q, ROWS)  # [ROWS]
+    i_image = i_first // (P * Q)
+    i_local = (i_first - i_image * (P * Q)).to(tl.int32)
+    b_image, b_p, b_q = pixels(i_image, i_local, n_pixel - i_first, P, Q, ROWS)  # [ROWS]
     p_image = p_x + (b_image * L * H * W)[None, :]  # [1, ROWS]
     b_h, b_w = b_p * scale_h + from_h, b_q * scale_w + from_w
     x = (p_image, b_h, b_w, H, W, S, n_offset, step_h, step_w, divide_h, divide_w, STRIDED)
@@ -188,10 +191,14 @@ def conv_node_gradient_kernel(
 
     b_acc = tl.zeros([SIDE, SIDE], tl.float32)
     b_bias = tl.zeros([SIDE, ROW_DEPTH], tl.float32)
+    i_image, i_local = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)  # of a step's first pixel
     for i_step in tl.range(0, tl.cdiv(n_pixel, ROW_DEPTH).to(tl.int32), disable_licm=True):  # or tables fill registers
-        i_first = i_step * tl.full([], ROW_DEPTH, tl.int64)
-        b_image, b_p, b_q = pixels(i_first, n_pixel, P, Q, ROW_DEPTH)  # [ROW_DEPTH]
-        b_valid = (i_first + tl.arange(0, ROW_DEPTH) < n_pixel)[None, :] & (b_i >= 0)[:, None]  # [SIDE, ROW_DEPTH]
+        n_left = tl.minimum(n_pixel - i_step * tl.full([], ROW_DEPTH, tl.int64), ROW_DEPTH).to(tl.int32)
+        b_image, b_p, b_q = pixels(i_image, i_local, n_left, P, Q, ROW_DEPTH)  # [ROW_DEPTH]
+        i_local += ROW_DEPTH
+        i_image += i_local // (P * Q)
+        i_local %= P * Q
+        b_valid = (tl.arange(0, ROW_DEPTH) < n_left)[None, :] & (b_i >= 0)[:, None]  # [SIDE, ROW_DEPTH]
         p_dy_pixel = p_dy + (b_image * K * P * Q + b_p * Q + b_q)[None, :]  # [1, ROW_DEPTH]
         b_dy = gather(p_dy_pixel, b_valid, out_table, b_i, out_channel, False, NT_OUT)
         b_dy = gather_rest(b_dy, p_dy_pixel, b_valid, out_table, b_i, out_channel, n_more_out, False, NT_OUT)
