@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inn_kernels.gpu.launch import Config, empty_like_layout, guard
+from inn_kernels.gpu.launch import Config, empty_like_layout, guard, launch
 from inn_kernels.gpu.sampler_tile import (
     SIZES,
     Geometry,
@@ -157,7 +157,8 @@ def sample(
     if out.numel():
         p = plan(sizes, sizes.out_points, sizes.point_columns, CONFIGS, out.device)
         with guard(out):
-            discretize_kernel[p.grid](
+            launch(
+                discretize_kernel, p.grid,
                 nodes, out, *flat_taps(out_taps, in_taps), *sizes[1:], p.rows, p.blocks, p.tiles,
                 ADJACENT=sizes.adjacent_nodes, INDEX=p.index, **p.config.options,
             )  # fmt: skip

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.discretize import IN_TAPS, OUT_TAPS
-from inn_kernels.gpu.launch import Config, empty_like_layout, guard
+from inn_kernels.gpu.launch import Config, empty_like_layout, guard, launch
 from inn_kernels.gpu.sampler_tile import (
     SIZES,
     Geometry,
@@ -255,7 +255,8 @@ def gather_adjoint(
         p = plan(sizes, sizes.out_nodes, sizes.node_columns, configs, out.device)
         bits = grad.view(torch.uint16) if grad.dtype == torch.bfloat16 else grad
         with guard(out):
-            discretize_adjoint_kernel[p.grid](
+            launch(
+                discretize_adjoint_kernel, p.grid,
                 bits, out, *flat_taps(out_taps, in_taps), *sizes[1:], p.rows, p.blocks, p.tiles,
                 ADJACENT=sizes.adjacent_points, INDEX=p.index, **p.config.options,
             )  # fmt: skip

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.discretize import IN_TAPS, OUT_TAPS
-from inn_kernels.gpu.launch import Config, empty, guard, is_channels_last
+from inn_kernels.gpu.launch import Config, empty, guard, is_channels_last, launch
 from inn_kernels.gpu.sampler_tile import (
     SIZES,
     Geometry,
@@ -205,7 +205,8 @@ def tap_gradient(
     d_out = empty([batch * p.tiles, sizes.out_points, 4], torch.float32, device) if need_out else None
     d_in = empty([batch * p.blocks, outer, in_points, inner, 4], torch.float32, device) if need_in else None
     with guard(nodes):
-        discretize_tap_gradient_kernel[p.grid](
+        launch(
+                discretize_tap_gradient_kernel, p.grid,
             nodes, grad, *flat_taps(out_taps, in_taps), d_out, d_in, *sizes[1:], p.rows, p.blocks, p.tiles,
             ADJACENT=sizes.adjacent_nodes, INDEX=p.index, **p.config.options,
         )  # fmt: skip

@@ -29,7 +29,9 @@ from torch import Tensor
 
 from inn_kernels import ops, reference
 from inn_kernels.gpu.discretize import sample_tile
-from inn_kernels.gpu.launch import TRITON_TYPE, Config, cdiv, empty, guard, processors
+from inn_kernels.gpu.discretize_adjoint import discretize_adjoint
+from inn_kernels.gpu.interpolate import spread
+from inn_kernels.gpu.launch import TRITON_TYPE, Config, cdiv, empty, guard, launch, processors
 from inn_kernels.gpu.sampler_tile import MIN_ROWS, Geometry, dense
 from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, KernelSpec
 from inn_kernels.taps import Taps
@@ -149,13 +151,16 @@ def discretize_foreach_adjoint(
     dtype: torch.dtype,
 ) -> list[Tensor]:
     """Every gradient brought back to nodes, each by a launch of its own."""
+    here = _runs_here(grads, weight, dtype)
+    both = discretize_adjoint if here else ops.discretize_adjoint  # the operators cost as much as the launches
+    one = spread if here else ops.spread
     made = []
     for x, o, i in zip(grads, out, in_, strict=True):
         if o >= 0 and i >= 0:
-            made.append(ops.discretize_adjoint(x, start[o], weight[o], start[i], weight[i], nodes[o], nodes[i], dtype))
+            made.append(both(x, start[o], weight[o], start[i], weight[i], nodes[o], nodes[i], dtype))
         else:
             either = max(o, i)
-            made.append(ops.spread(x, start[either], weight[either], nodes[either], 0 if o >= 0 else 1, dtype))
+            made.append(one(x, start[either], weight[either], nodes[either], 0 if o >= 0 else 1, dtype))
     return made
 
 
@@ -226,9 +231,8 @@ def _launch(
     if layout.total:
         table, tiles = _on_device(layout, tuple([x.data_ptr() for x in (*nodes, *taps)]), device)
         with guard(flat):
-            discretize_foreach_kernel[(layout.total,)](
-                table, tiles, flat, NODES=_STORED[nodes[0].dtype], **CONFIG.options
-            )
+            stored = _STORED[nodes[0].dtype]
+            launch(discretize_foreach_kernel, (layout.total,), table, tiles, flat, NODES=stored, **CONFIG.options)
     with torch._C._ExcludeDispatchKeyGuard(_TRACKED):  # tensors of their own on one storage, no views
         return [torch.as_strided(flat, *result) for result in layout.results]
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from inn_kernels.gpu.axis_table import cached_table, pad_points
 from inn_kernels.gpu.gemm_configs import ANY, select
 from inn_kernels.gpu.gemm_tile import ADVANCE, NODES, assign, crowd, finish, gather, gather_rest, multiply, padded
-from inn_kernels.gpu.launch import Config, cdiv, empty, guard
+from inn_kernels.gpu.launch import Config, cdiv, empty, guard, launch
 from inn_kernels.gpu.specs import gemm_specs
 from inn_kernels.gpu.split_sum import split_count, workspace
 
@@ -257,7 +257,8 @@ def linear(
     splits = split_count(tiles, cdiv(in_nodes, depth), x.device)
     space = workspace(x.device, splits, tiles, NODES.value * block)
     with guard(x):
-        linear_kernel[(tiles * splits,)](
+        launch(
+            linear_kernel, (tiles * splits,),
             y, x, nodes, None if bias is None else bias.contiguous(),
             *out_table.points, *in_table.nodes, *space,
             rows, points, x.shape[1], out_nodes, in_nodes, splits,
@@ -295,7 +296,8 @@ def linear_backward(
     if grid == 0:
         return dx[..., :width], d_nodes, d_bias
     with guard(x):
-        linear_backward_kernel[(grid,)](
+        launch(
+            linear_backward_kernel, (grid,),
             dx, d_nodes, d_bias, dy, x, nodes, *out_table.nodes, *in_table.nodes[:5], in_table.first, *space,
             rows, dy.shape[1], x.shape[1], out_nodes, in_nodes, splits, tiles * splits, int(need_nodes), int(need_bias),
             NT_OUT=out_table.contributors, NT_IN=in_table.contributors, **flags, **config.options,
