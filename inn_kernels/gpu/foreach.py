@@ -202,8 +202,7 @@ class _Layout(NamedTuple):
 
     layers: np.ndarray  # int64 [layers, 16], without pointers
     sides: np.ndarray  # [layers, 2] positions of the taps of both sides, -1 for none
-    programs: np.ndarray  # [layers]
-    total: int  # programs of the launch
+    tiles: np.ndarray  # int32 [programs, 2] as int64: the list behind the layers
     numel: int  # of the allocation
     results: Sequence[tuple[Sequence[int], Sequence[int], int]]  # shape, strides and offset of each layer's
     tables: dict[tuple[int, ...], _Table]  # by pointers, least recently used first
@@ -228,11 +227,11 @@ def _launch(
     shapes = tuple([(x.shape, x.is_contiguous()) for x in nodes])
     layout = _layout(shapes, tuple([t.shape[0] for t in start]), tuple(sides), device)
     flat = empty([layout.numel], dtype, device)
-    if layout.total:
+    if total := layout.tiles.size:
         table, tiles = _on_device(layout, tuple([x.data_ptr() for x in (*nodes, *taps)]), device)
         with guard(flat):
             stored = _STORED[nodes[0].dtype]
-            launch(discretize_foreach_kernel, (layout.total,), table, tiles, flat, NODES=stored, **CONFIG.options)
+            launch(discretize_foreach_kernel, (total,), table, tiles, flat, NODES=stored, **CONFIG.options)
     with torch._C._ExcludeDispatchKeyGuard(_TRACKED):  # tensors of their own on one storage, no views
         return [torch.as_strided(flat, *result) for result in layout.results]
 
@@ -260,7 +259,10 @@ def _layout(
     programs = -(-heights // run) * tiles
     # A vector is a row: the kernel finds its points along the input.
     seen = np.array([(-1, out) if len(shape) == 1 else (out, in_) for (shape, _), (out, in_) in zip(shapes, sides)])
-    return _Layout(layers, seen, programs, int(programs.sum()), offset, results, {})
+    layer = np.repeat(np.arange(len(programs)), programs)
+    within = np.arange(layer.size) - np.repeat(np.cumsum(programs) - programs, programs)
+    listed = np.stack([layer, within], 1).astype(np.int32).ravel().view(np.int64)
+    return _Layout(layers, seen, listed, offset, results, {})
 
 
 def _layer(nodes: Sequence[int], points: Sequence[int], contiguous: bool) -> Geometry:
@@ -321,10 +323,7 @@ def _on_host(layout: _Layout, pointers: Sequence[int]) -> Tensor:
         at = layout.sides[:, side]
         layers[:, 2 + 2 * side] = np.where(at < 0, 0, taps[at])
         layers[:, 3 + 2 * side] = np.where(at < 0, 0, taps[at + kinds])
-    layer = np.repeat(np.arange(count), layout.programs)
-    within = np.arange(layer.size) - np.repeat(np.cumsum(layout.programs) - layout.programs, layout.programs)
-    tiles = np.stack([layer, within], 1).astype(np.int32)
-    return torch.from_numpy(np.concatenate([layers.ravel(), tiles.ravel().view(np.int64)]))
+    return torch.from_numpy(np.concatenate([layers.ravel(), layout.tiles]))
 
 
 KERNELS = [
