@@ -29,7 +29,7 @@ from torch import Tensor
 from inn_kernels.gpu.axis_table import AxisTable, cached_table, pad_points
 from inn_kernels.gpu.gemm_configs import ANY, select
 from inn_kernels.gpu.gemm_tile import NODES, assign, crowd, finish, gather, gather_rest, multiply, padded, tile_count
-from inn_kernels.gpu.launch import Config, cdiv, empty, guard
+from inn_kernels.gpu.launch import Config, cdiv, empty, guard, launch
 from inn_kernels.gpu.specs import gemm_specs
 from inn_kernels.gpu.split_sum import split_count, workspace
 
@@ -280,7 +280,8 @@ def _launch(
     splits = split_count(tiles, cdiv(summed * offsets, depth), x.device)
     space = workspace(x.device, splits, tiles, NODES.value * block)
     with guard(x):
-        conv_kernel[(tiles * splits,)](
+        launch(
+            conv_kernel, (tiles * splits,),
             y, x, nodes, None if bias is None else bias.contiguous(),
             *out_table.points, *in_table.nodes, *space,
             *y.shape[:2], x.shape[1], left, summed, splits, *x.shape[2:], *y.shape[2:], nodes.shape[3], offsets,
@@ -316,7 +317,8 @@ def conv_node_gradient(
     side = config.constants["SIDE"]
     across = cdiv(in_nodes * offsets, side) if need_nodes else 1
     with guard(x):
-        conv_node_gradient_kernel[(cdiv(out_nodes, side) * across,)](
+        launch(
+            conv_node_gradient_kernel, (cdiv(out_nodes, side) * across,),
             d_nodes, d_bias, dy, x, *out_table.nodes[:5], *in_table.nodes[:5],
             *dy.shape[:2], x.shape[1], out_nodes, in_nodes, *x.shape[2:], *dy.shape[2:], nodes.shape[3], offsets,
             *stride, -padding[0], -padding[1], *dilation, int(need_nodes), int(need_bias),

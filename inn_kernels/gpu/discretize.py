@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inn_kernels.gpu.launch import Config, empty_like_layout, guard
+from inn_kernels.gpu.launch import Config, empty_like_layout, guard, launch
 from inn_kernels.gpu.sampler_tile import (
     SIZES,
     TAP_COUNTS,
@@ -201,7 +201,8 @@ def sample(
         counts = tap_counts(out_taps, in_taps)
         p = plan(sizes, sizes.out_points, sizes.point_columns, configs_for(CONFIGS, *counts), out.device)
         with guard(out):
-            discretize_kernel[p.grid](
+            launch(
+                discretize_kernel, p.grid,
                 nodes, out, *flat_taps(out_taps, in_taps), *sizes[1:], p.rows, p.blocks, p.tiles, *counts,
                 TAPS_OUT=held(counts[0]), TAPS_IN=held(counts[1]),
                 ADJACENT=sizes.adjacent(sizes.in_nodes, counts[1]), INDEX=p.index, **p.config.options,

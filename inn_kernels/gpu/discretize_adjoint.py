@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.discretize import TAPS_TYPES
-from inn_kernels.gpu.launch import Config, empty_like_layout, guard
+from inn_kernels.gpu.launch import Config, empty_like_layout, guard, launch
 from inn_kernels.gpu.sampler_tile import (
     SIZES,
     TAP_COUNTS,
@@ -305,7 +305,8 @@ def gather_adjoint(
         p = plan(sizes, sizes.out_nodes, sizes.node_columns, configs, out.device)
         bits = grad.view(torch.uint16) if grad.dtype == torch.bfloat16 else grad
         with guard(out):
-            discretize_adjoint_kernel[p.grid](
+            launch(
+                discretize_adjoint_kernel, p.grid,
                 bits, out, *flat_taps(out_taps, in_taps), *sizes[1:], p.rows, p.blocks, p.tiles, *counts,
                 TAPS_OUT=held(counts[0]), TAPS_IN=held(counts[1]),
                 ADJACENT=sizes.adjacent(sizes.in_points, MOST_NEAR), INDEX=p.index, **p.config.options,

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from inn_kernels.gpu.discretize import IN_TAPS, OUT_TAPS
 from inn_kernels.gpu.discretize_adjoint import add_scaled
-from inn_kernels.gpu.launch import Config, empty, guard, is_channels_last
+from inn_kernels.gpu.launch import Config, empty, guard, is_channels_last, launch
 from inn_kernels.gpu.sampler_tile import (
     HELD,
     SIZES,
@@ -232,7 +232,8 @@ def _held_gradient(
     d_out = empty([batch * p.tiles, sizes.out_points, out], torch.float32, device) if need_out else None
     d_in = empty([batch * p.blocks, outer, in_points, inner, in_], torch.float32, device) if need_in else None
     with guard(nodes):
-        discretize_tap_gradient_kernel[p.grid](
+        launch(
+            discretize_tap_gradient_kernel, p.grid,
             nodes, grad, *flat_taps(out_taps, in_taps), d_out, d_in, *sizes[1:], p.rows, p.blocks, p.tiles,
             TAPS_OUT=out, TAPS_IN=in_, ADJACENT=sizes.adjacent(sizes.in_nodes, in_), INDEX=p.index, **p.config.options,
         )  # fmt: skip

@@ -30,7 +30,9 @@ from torch import Tensor
 from inn_kernels import ops, reference
 from inn_kernels.gpu import discretize
 from inn_kernels.gpu.discretize import sample_tile
-from inn_kernels.gpu.launch import TRITON_TYPE, cdiv, empty, guard, processors
+from inn_kernels.gpu.discretize_adjoint import discretize_adjoint
+from inn_kernels.gpu.interpolate import spread
+from inn_kernels.gpu.launch import TRITON_TYPE, cdiv, empty, guard, launch, processors
 from inn_kernels.gpu.sampler_tile import HELD, MIN_ROWS, Geometry, dense, tap_label
 from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, KernelSpec, with_constants
 from inn_kernels.taps import Taps
@@ -156,13 +158,16 @@ def discretize_foreach_adjoint(
     dtype: torch.dtype,
 ) -> list[Tensor]:
     """Every gradient brought back to nodes, each by a launch of its own."""
+    here = _runs_here(grads, weight, dtype)
+    both = discretize_adjoint if here else ops.discretize_adjoint  # the operators cost as much as the launches
+    one = spread if here else ops.spread
     made = []
     for x, o, i in zip(grads, out, in_, strict=True):
         if o >= 0 and i >= 0:
-            made.append(ops.discretize_adjoint(x, start[o], weight[o], start[i], weight[i], nodes[o], nodes[i], dtype))
+            made.append(both(x, start[o], weight[o], start[i], weight[i], nodes[o], nodes[i], dtype))
         else:
             either = max(o, i)
-            made.append(ops.spread(x, start[either], weight[either], nodes[either], 0 if o >= 0 else 1, dtype))
+            made.append(one(x, start[either], weight[either], nodes[either], 0 if o >= 0 else 1, dtype))
     return made
 
 
@@ -212,8 +217,7 @@ class _Layout(NamedTuple):
     taps: int  # the variant of the kernel
     layers: np.ndarray  # int64 [layers, 16], without pointers
     sides: np.ndarray  # [layers, 2] positions of the taps of both sides, -1 for none
-    programs: np.ndarray  # [layers]
-    total: int  # programs of the launch
+    tiles: np.ndarray  # int32 [programs, 2] as int64: the list behind the layers
     numel: int  # of the allocation
     results: Sequence[tuple[Sequence[int], Sequence[int], int]]  # shape, strides and offset of each layer's
     tables: dict[tuple[int, ...], _Table]  # by pointers, least recently used first
@@ -238,12 +242,11 @@ def _launch(
     shapes = tuple([(x.shape, x.is_contiguous()) for x in nodes])
     layout = _layout(shapes, tuple([t.shape for t in weight]), tuple(sides), device)
     flat = empty([layout.numel], dtype, device)
-    if layout.total:
+    if total := layout.tiles.size:
         table, tiles = _on_device(layout, tuple([x.data_ptr() for x in (*nodes, *taps)]), device)
         with guard(flat):
-            discretize_foreach_kernel[(layout.total,)](
-                table, tiles, flat, NODES=_STORED[nodes[0].dtype], TAPS=layout.taps, **CONFIGS[layout.taps].options
-            )
+            options = CONFIGS[layout.taps].options | {"NODES": _STORED[nodes[0].dtype], "TAPS": layout.taps}
+            launch(discretize_foreach_kernel, (total,), table, tiles, flat, **options)
     with torch._C._ExcludeDispatchKeyGuard(_TRACKED):  # tensors of their own on one storage, no views
         return [torch.as_strided(flat, *result) for result in layout.results]
 
@@ -272,8 +275,11 @@ def _layout(
     run = min(max(cdiv(int((tiles * heights).sum()), waves), MIN_ROWS), MAX_ROWS)
     layers[:, 12], layers[:, 13] = run, tiles
     programs = -(-heights // run) * tiles
+    layer = np.repeat(np.arange(len(programs)), programs)
+    within = np.arange(layer.size) - np.repeat(np.cumsum(programs) - programs, programs)
+    listed = np.stack([layer, within], 1).astype(np.int32).ravel().view(np.int64)
     seen = np.array([_seen(shape, positions) for (shape, _), positions in zip(shapes, sides)])
-    return _Layout(most, layers, seen, programs, int(programs.sum()), offset, results, {})
+    return _Layout(most, layers, seen, listed, offset, results, {})
 
 
 def _seen(shape: Sequence[int], positions: tuple[int, int]) -> tuple[int, int]:
@@ -339,10 +345,7 @@ def _on_host(layout: _Layout, pointers: Sequence[int]) -> Tensor:
         at = layout.sides[:, side]
         layers[:, 2 + 2 * side] = np.where(at < 0, 0, taps[at])
         layers[:, 3 + 2 * side] = np.where(at < 0, 0, taps[at + kinds])
-    layer = np.repeat(np.arange(count), layout.programs)
-    within = np.arange(layer.size) - np.repeat(np.cumsum(layout.programs) - layout.programs, layout.programs)
-    tiles = np.stack([layer, within], 1).astype(np.int32)
-    return torch.from_numpy(np.concatenate([layers.ravel(), tiles.ravel().view(np.int64)]))
+    return torch.from_numpy(np.concatenate([layers.ravel(), layout.tiles]))
 
 
 KERNELS = [

@@ -28,7 +28,7 @@ from inn_kernels.gpu import FUSED_TAPS
 from inn_kernels.gpu.axis_table import cached_table, pad_points
 from inn_kernels.gpu.gemm_configs import ANY, select
 from inn_kernels.gpu.gemm_tile import NODES, assign, crowd, finish, gather, gather_rest, multiply, padded, tile_count
-from inn_kernels.gpu.launch import Config, cdiv, empty, guard
+from inn_kernels.gpu.launch import Config, cdiv, empty, guard, launch
 from inn_kernels.gpu.specs import gemm_specs
 from inn_kernels.gpu.split_sum import split_count, workspace
 
@@ -261,7 +261,8 @@ def linear(
     splits = split_count(tiles, cdiv(in_nodes, depth), x.device)
     space = workspace(x.device, splits, tiles, NODES.value * block)
     with guard(x):
-        linear_kernel[(tiles * splits,)](
+        launch(
+            linear_kernel, (tiles * splits,),
             y, x, nodes, None if bias is None else bias.contiguous(),
             *out_table.points, *in_table.nodes, *space,
             rows, points, x.shape[1], out_nodes, in_nodes, splits,
@@ -299,7 +300,8 @@ def linear_backward(
     if grid == 0:
         return dx[..., :width], d_nodes, d_bias
     with guard(x):
-        linear_backward_kernel[(grid,)](
+        launch(
+            linear_backward_kernel, (grid,),
             dx, d_nodes, d_bias, dy, x, nodes,
             *out_table.nodes, *in_table.nodes[:5], in_table.start, in_table.first, *space,
             rows, dy.shape[1], x.shape[1], out_nodes, in_nodes, splits, tiles * splits, int(need_nodes), int(need_bias),

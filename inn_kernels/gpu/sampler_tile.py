@@ -15,6 +15,7 @@ Sizes are run-time arguments: widths change at every training step, and a compil
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -251,6 +252,7 @@ def dense(x: Tensor) -> Tensor:
     return x if is_channels_last(x) else x.contiguous()
 
 
+@functools.lru_cache(4096)
 def plan(sizes: Geometry, length: int, width: int, configs: Sequence[Config], device: torch.device) -> Plan:
     """Tile a batch of matrices of `length` rows and `width` columns: one wave of programs, all resident at once.
 

@@ -79,6 +79,7 @@ class Scheme(NamedTuple):
     weights: list[Entry]
     statistics: list[Entry]
     kinds: list[tuple]  # of the nodes
+    devices: list[str]
     autocast: list[torch.dtype | None]
     calibrated: list[bool]  # of the statistics
     axes: list[Axis]
@@ -115,7 +116,7 @@ def scheme_for(
         calibrations = [entry.module.calibrated(entry.name) for entry in scheme.statistics]
         if (
             scheme.kinds == _kinds(weights) + _kinds(statistics)
-            and scheme.autocast == _autocast(scheme.kinds)
+            and scheme.autocast == _autocast(scheme.devices)
             and scheme.calibrated == [value is not None for value in calibrations]
             and scheme.fixed == [axis.delta is None for axis in scheme.axes]
         ):
@@ -150,8 +151,9 @@ def _make(modules: list[Any], sizes: Sizes) -> tuple[Scheme, list[Tensor], list[
     for (_, dtype, _), members in _alike(statistics, moving, sampled, lone).items():
         members.sort(key=lambda n: statistics[n].rule.geometric)
         means.append(_group(statistics, moving, members, dtype, sizes))
+    devices = sorted({device.type for _, device, _ in kinds})
     scheme = Scheme(
-        modules, [m._rules for m in modules], weights, statistics, kinds, _autocast(kinds),
+        modules, [m._rules for m in modules], weights, statistics, kinds, devices, _autocast(devices),
         [value is not None for value in calibrations], axes, fixed, tables, groups, alone, means, lone, {},
     )  # fmt: skip
     return scheme, nodes, moving, calibrations
@@ -175,9 +177,8 @@ def _kinds(nodes: Iterable[Tensor]) -> list[tuple]:
     return [(type(x), x.device, x.dtype) for x in nodes]
 
 
-def _autocast(kinds: Iterable[tuple]) -> list[torch.dtype | None]:
+def _autocast(devices: Iterable[str]) -> list[torch.dtype | None]:
     """The dtype that autocast computes in on each of the devices, if it is on there."""
-    devices = sorted({device.type for _, device, _ in kinds})
     return [torch.get_autocast_dtype(d) if d != "meta" and torch.is_autocast_enabled(d) else None for d in devices]
 
 
