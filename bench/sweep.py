@@ -120,20 +120,20 @@ def sampler_cases() -> list[Case]:
         along, layers = (*out[:2], *in_[:2]), 2 if DRY else 32
         adjoint, gradient = discretize_adjoint.discretize_adjoint, discretize_tap_gradient.discretize_tap_gradient
         launches = [
-            (discretize, discretize.CONFIGS, tiles, partial(discretize.discretize, nodes, *along, BF16)),
-            (discretize_adjoint, discretize_adjoint.CONFIGS[2], tiles, partial(adjoint, grad, *along, m, m, F32)),
+            (discretize, discretize.CONFIGS[4], tiles, partial(discretize.discretize, nodes, *along, BF16)),
+            (discretize_adjoint, discretize_adjoint.CONFIGS[2][4], tiles, partial(adjoint, grad, *along, m, m, F32)),
             (
-                discretize_tap_gradient, discretize_tap_gradient.CONFIGS, lines,
+                discretize_tap_gradient, discretize_tap_gradient.CONFIGS[4], lines,
                 partial(gradient, nodes, grad, *along, True, True),
             ),
         ]  # fmt: skip
         if size_class == "narrow":
-            every = partial(foreach.discretize_foreach, [nodes] * layers, [(out, in_)] * layers, BF16)
-            launches.append((foreach, (None, foreach.CONFIG), tiles, every))
+            every = partial(foreach.discretize_layers, [nodes] * layers, [(out, in_)] * layers, BF16)
+            launches.append((foreach, (None, foreach.CONFIGS[4]), tiles, every))
         for module, configs, candidates, run in launches:
             name, shape = f"{module.__name__.rpartition('.')[2]} {size_class}", f"{m} nodes at {k}"
-            table, more = ("CONFIG", f", {layers} layers") if module is foreach else ("CONFIGS", "")
-            cases.append(Case(name, shape + more, module, table, configs[i], module.KERNELS[0], candidates, run))
+            more = f", {layers} layers" if module is foreach else ""
+            cases.append(Case(name, shape + more, module, "CONFIGS", configs[i], module.KERNELS[0], candidates, run))
     return cases
 
 

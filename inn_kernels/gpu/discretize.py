@@ -64,11 +64,11 @@ CONFIGS = {
         Config("narrow", {"SUB": 1, "LANES": 128}, num_warps=4, resident=12, max_registers=40),
     ),
     6: (
-        Config("wide", {"SUB": 2, "LANES": 128}, num_warps=4, resident=7, max_registers=72),
+        Config("wide", {"SUB": 2, "LANES": 128}, num_warps=4, resident=6, max_registers=80),
         Config("narrow", {"SUB": 1, "LANES": 128}, num_warps=4, resident=9, max_registers=56),
     ),
     8: (
-        Config("wide", {"SUB": 2, "LANES": 128}, num_warps=4, resident=5, max_registers=96),
+        Config("wide", {"SUB": 2, "LANES": 128}, num_warps=4, resident=4, max_registers=104),
         Config("narrow", {"SUB": 1, "LANES": 128}, num_warps=4, resident=8, max_registers=64),
     ),
 }

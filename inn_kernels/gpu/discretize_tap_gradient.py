@@ -16,6 +16,9 @@ repeatable. A program is one warp, so sums over columns are shuffles without bar
 it never sees V, D, S_out nodes or a product of their size.
 """
 
+# In kernels tuples grow by an element at a time.
+# mypy: disable-error-code="assignment"
+
 from __future__ import annotations
 
 import torch
@@ -57,7 +60,7 @@ CONFIGS = {
         Config("narrow", {"SUB": 1, "LANES": 32}, num_warps=1, resident=25, max_registers=80),
     ),
     6: (
-        Config("wide", {"SUB": 2, "LANES": 32}, num_warps=1, resident=13, max_registers=152),
+        Config("wide", {"SUB": 2, "LANES": 32}, num_warps=1, resident=12, max_registers=160),
         Config("narrow", {"SUB": 1, "LANES": 32}, num_warps=1, resident=19, max_registers=104),
     ),
     8: (

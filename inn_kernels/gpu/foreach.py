@@ -37,9 +37,14 @@ from inn_kernels.gpu.sampler_tile import HELD, MIN_ROWS, Geometry, dense, tap_la
 from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, KernelSpec, with_constants
 from inn_kernels.taps import Taps
 
-CONFIGS = {most: wide for most, (wide, _) in discretize.CONFIGS.items()}
+WIDE = discretize.CONFIGS[4][0]
+CONFIGS = {
+    4: WIDE,
+    6: WIDE._replace(constants={**WIDE.constants, "SUB": 2}),
+    8: WIDE._replace(constants={**WIDE.constants, "SUB": 2}, resident=5, max_registers=96),
+}
 CONFIGS[0] = CONFIGS[8]
-"""The wide tile of `discretize`, by TAPS: together the layers of a network fill the chip."""
+"""By TAPS of the kernel. The wide tile of `discretize`: together the layers of a network fill the chip."""
 
 MAX_ROWS = 64
 """Longest run of rows: the programs of one launch should end together whatever their layers."""

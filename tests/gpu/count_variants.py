@@ -9,6 +9,7 @@ import contextlib
 import json
 import random
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 import triton
@@ -54,14 +55,20 @@ def stop(*, key: str, fn: object, **_: object) -> bool:
     return True
 
 
-def taps(points: int, nodes: int) -> Taps:
+def taps(points: int, nodes: int, count: int = 4) -> Taps:
     start = torch.empty(points, dtype=torch.int32, device="meta")
-    return Taps(start, torch.empty(points, 4, device="meta"), nodes)
+    return Taps(start, torch.empty(points, count, device="meta"), nodes)
 
 
-def one_width() -> None:
+def cell_taps(points: int, nodes: int) -> Taps:
+    """Cells see M/K + 4 nodes and fewer, rounded up."""
+    return taps(points, nodes, next(n for n in (6, 8) if n >= min(-(-nodes // points) + 4, 8)))
+
+
+def one_width(taps: Callable[[int, int], Taps], least: float) -> None:
+    """The samplers on random sizes from a share of the nodes on."""
     m_out, m_in = random.randint(4, 5000), random.randint(4, 5000)
-    k, n = random.randint(4, m_out), random.randint(4, m_in)
+    k, n = (random.randint(max(4, int(least * m)), m) for m in (m_out, m_in))
     out, in_ = taps(k, m_out), taps(n, m_in)
     along = (*out[:2], *in_[:2])
     nodes = torch.empty(m_out, m_in, device="meta")
@@ -92,6 +99,13 @@ def one_fused_width(rows: int) -> None:
     conv.conv_node_gradient(dy, x, nodes, *along, *window, True, True)
 
 
+def counted() -> dict[str, int]:
+    """Variants of each kernel since the last count."""
+    found = {name: len(keys) for name, keys in variants.items()}
+    variants.clear()
+    return found
+
+
 def main() -> None:
     random.seed(0)
     triton.runtime.driver.set_active(Driver())
@@ -100,9 +114,12 @@ def main() -> None:
         module.guard = lambda _: contextlib.nullcontext()
     sampler_tile.processors = foreach.processors = split_sum.processors = lambda _: 132
     for i in range(WIDTHS):
-        one_width()
+        one_width(taps, 0)
         one_fused_width(random.randint(*ROWS[i % len(ROWS)]))
-    print(json.dumps({name: len(keys) for name, keys in variants.items()}))
+    print(json.dumps(counted()))
+    for _ in range(WIDTHS):
+        one_width(cell_taps, 0.25)
+    print(json.dumps(counted()))
 
 
 if __name__ == "__main__":

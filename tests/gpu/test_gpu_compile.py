@@ -66,14 +66,21 @@ def test_the_kept_table_holds_every_kernel_and_the_page_says_what_it_says() -> N
 
 
 def test_random_widths_share_variants() -> None:
-    """50 random widths compile each kernel once a size class and use.
+    """50 random widths compile each kernel once a size class and use, cells for each pair of six and eight taps too.
 
-    Samplers: wide and narrow; foreach one. Fused kernels: three classes of rows, and for each axis whose points a
+    Samplers: wide and narrow; foreach one for each most taps. Fused kernels: three classes of rows, and for each axis whose points a
     prologue gathers two of points a node (`contributor_class`: up to 3/4 M points, up to M).
     """
     done = run(str(HERE / "count_variants.py"))
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {
+    points, cells = map(json.loads, done.stdout.splitlines())
+    assert cells == {
+        "discretize_kernel": 4 * 2 + 2 * 2,  # a weight, an activation
+        "discretize_adjoint_kernel": 4 * 2 + 2 * 2,
+        "discretize_tap_gradient_kernel": 4 * 2,
+        "discretize_foreach_kernel": 2,
+    }
+    assert points == {
         "discretize_kernel": 4,  # a weight, an activation
         "discretize_adjoint_kernel": 4,
         "discretize_tap_gradient_kernel": 2,
@@ -83,6 +90,21 @@ def test_random_widths_share_variants() -> None:
         "conv_kernel": 2 * 3 * 2,  # forward, input gradient
         "conv_node_gradient_kernel": 2 * 2,  # one class of pixels
     }
+
+
+def test_compiled_windows_keep_every_row() -> None:
+    """Triton carries a name through a loop if its value differs after one turn: rows that start as one value do not.
+
+    Of each point, the tap gradient sums one product a tap: as many sums are in the code.
+    """
+    code = (
+        "from inn_kernels.gpu import compile, discretize_tap_gradient\n"
+        "spec = next(s for s in discretize_tap_gradient.KERNELS if s.variant == 'fp32-bf16 no d_in')\n"
+        "print(compile.compile_one(spec, spec.configs[0], 'sm_90').asm['ttir'].count('tt.reduce\"'))"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["4"]
 
 
 def test_a_target_takes_what_its_configuration_says(monkeypatch: pytest.MonkeyPatch) -> None:
