@@ -75,7 +75,7 @@ class Basis(NamedTuple):
         return torch.tensor(self.coefficients, dtype=t.dtype, device=t.device)
 
 
-_COEFFICIENTS = {
+_COEFFICIENTS: dict[str, Sequence[Sequence[float]]] = {
     "linear": [[0, 1, 0, 0], [0, -1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
     "bspline": [[1 / 6, 4 / 6, 1 / 6, 0], [-1 / 2, 0, 1 / 2, 0], [1 / 2, -1, 1 / 2, 0], [-1 / 6, 1 / 2, -1 / 2, 1 / 6]],
     "conservative": [[1 / 2, 1 / 2, 0], [-2, 3, -1], [3 / 2, -3, 3 / 2], [0, 0, 0]],

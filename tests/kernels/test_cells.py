@@ -15,7 +15,7 @@ KINDS = ("equal", "random", "clustered", "inside")
 
 
 def edges_of(kind, cells, seed=0):
-    """K + 1 edges from 0 to 1: equal, random, most of them in a hundredth; or random ones that leave room at the ends."""
+    """K + 1 edges from 0 to 1: equal, random, or most in a hundredth; or random ones that leave room at the ends."""
     if kind == "equal":
         return common.equal_edges(cells)
     widths = torch.rand(cells + 2, generator=common.generator(seed), dtype=torch.float64) + 0.3

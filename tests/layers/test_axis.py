@@ -56,7 +56,7 @@ def test_resize():
     assert axis.resize(100) == 100 == axis.size
     assert inn.Axis(64, multiple_of=8).resize(0.45) == 32  # 28.8 rounds to 32
     assert inn.Axis(64, multiple_of=8).resize(13) == 13  # an int is taken as it is
-    assert inn.Axis(64).resize(1e-9) == 2 and inn.Axis(64, quadrature="left").resize(1e-9) == 1
+    assert inn.Axis(64).resize(1e-9) == 1 and inn.Axis(64, quadrature="trapezoid").resize(1e-9) == 2
     assert inn.Axis(64, multiple_of=8).resize(1e-9) == 8
     assert inn.Axis(10).resize(1.0) == 10
 
