@@ -16,9 +16,6 @@ and interpolated there by Keys' kernel (a = -1/2). Nodes that a piece would take
 boundary: "clamp" repeats the end node, "keys" extrapolates quadratically.
 """
 
-# In kernels tuples grow by an element at a time.
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -40,7 +37,7 @@ class Basis(NamedTuple):
 
     @property
     def knots_between_nodes(self) -> bool:
-        """Whether piece i is the cell of node i, from i - 1/2 to i + 1/2, and not what lies between nodes i and i + 1."""
+        """Whether piece i is the cell of node i, not what lies between nodes i and i + 1."""
         return self.kernel == "conservative"
 
     @property

@@ -68,8 +68,8 @@ def test_the_kept_table_holds_every_kernel_and_the_page_says_what_it_says() -> N
 def test_random_widths_share_variants() -> None:
     """50 random widths compile each kernel once a size class and use, cells for each pair of six and eight taps too.
 
-    Samplers: wide and narrow; foreach one for each most taps. Fused kernels: three classes of rows, and for each axis whose points a
-    prologue gathers two of points a node (`contributor_class`: up to 3/4 M points, up to M).
+    Samplers: wide and narrow; foreach one for each most taps. Fused kernels: three classes of rows, and for each axis
+    whose points a prologue gathers two of points a node (`contributor_class`: up to 3/4 M points, up to M).
     """
     done = run(str(HERE / "count_variants.py"))
     assert done.returncode == 0, done.stderr
