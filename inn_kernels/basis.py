@@ -16,9 +16,6 @@ and interpolated there by Keys' kernel (a = -1/2). Nodes that a piece would take
 boundary: "clamp" repeats the end node, "keys" extrapolates quadratically.
 """
 
-# In kernels tuples grow by an element at a time.
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 from collections.abc import Sequence

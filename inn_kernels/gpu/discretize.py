@@ -1,7 +1,7 @@
 """Discretize: nodes to an ordinary weight in the compute dtype, both axes and the quadrature in one pass (Eq. 6).
 
-    W[k, l, t] = sum_{r<4} out_weight[k, r] V[out_start[k] + r, l, t]                      rows
-    V[i, l, t] = sum_{c<4} in_weight[l, c] nodes[i, in_start[l] + c, t]                    columns
+    W[k, l, t] = sum_{r<T} out_weight[k, r] V[out_start[k] + r, l, t]                      rows
+    V[i, l, t] = sum_{c<T} in_weight[l, c] nodes[i, in_start[l] + c, t]                    columns
 
 The quadrature and its scale are inside in_weight. Gradients (the Neural Integral Lemma: the same integral with
 dF/dnodes for F) are files of their own: d_nodes = S_out^T dW S_in in `discretize_adjoint`, those of the tap weights in
@@ -9,8 +9,8 @@ dF/dnodes for F) are files of their own: d_nodes = S_out^T dW S_in in `discretiz
 
 A row of W is a line of outer x L x inner columns, whatever the layout: kernel offsets t ride along as `inner`
 (contiguous, OIHW) or `outer` (channels_last). A program owns SUB x LANES columns and a run of rows of W and streams
-the node rows under them, the next one in flight; a node row costs four gathers a column, the last four rows stay in
-registers:
+the node rows under them, the next one in flight; a node row costs T gathers a column, the last T rows stay in
+registers (of more than eight taps a point's rows and columns are read in loops instead). With T = 4:
 
             columns l, one a thread and sub-tile
     node row i     . . . .           gathered, weighted by in_weight, shifted into the window
@@ -18,7 +18,7 @@ registers:
     node row i+2   . . . .
     node row i+3   . . . .           rows no point needs (K much smaller than M) are never read
 
-Memory sees nodes once (and three rows more a program) and W once. It never sees S nodes, a float32 W, or a cast.
+Memory sees nodes once (and T - 1 rows more a program) and W once. It never sees S nodes, a float32 W, or a cast.
 `sample_tile` also serves `foreach` (all layers in one launch) and `interpolate` (one axis discrete).
 """
 

@@ -1,18 +1,18 @@
 """Adjoint of discretize: the gradient of the nodes, gathered over the sorted partitions (the Neural Integral Lemma).
 
-    d_nodes[i, j, t] = sum over k with out_start[k] in [i - 3, i]    out_weight[k, i - out_start[k]] G[k, j, t]
-    G[k, j, t]       = sum over l with in_start[l]  in [j - 3, j]    in_weight[l, j - in_start[l]] dW[k, l, t]
+    d_nodes[i, j, t] = sum over k with out_start[k] in (i - T, i]    out_weight[k, i - out_start[k]] G[k, j, t]
+    G[k, j, t]       = sum over l with in_start[l]  in (j - T, j]    in_weight[l, j - in_start[l]] dW[k, l, t]
 
 `start` is non-decreasing, so the points that touch a node are neighbours: each program finds its first ones by binary
 search and gathers. No atomics, sums in a fixed order: results are bitwise repeatable. The adjoint's own gradients are
 `discretize` (for dW) and `discretize_tap_gradient` (for the tap weights).
 
-    row k of dW    . . . . . .     up to four points a node column in registers, a loop for clustered points
+    row k of dW    . . . . . .     up to NEAR points a node column in registers, a loop for clustered points
                     \\ | | /        G[k], times out_weight[k], added to the window
-    window         i, i+1, i+2, i+3 = out_start[k] ..      node row i is complete once out_start passes it: stored once
+    window         i, i+1 .. i+T-1 = out_start[k] ..       node row i is complete once out_start passes it: stored once
 
 A program owns SUB x LANES columns and a run of rows of d_nodes and streams the rows of dW that touch them, the next row
-in flight. Memory sees dW once (and the points of three node rows more a program) and d_nodes once: no zero
+in flight. Memory sees dW once (and the points of T - 1 node rows more a program) and d_nodes once: no zero
 filling, no float32 copy of dW, no S_out^T dW.
 """
 

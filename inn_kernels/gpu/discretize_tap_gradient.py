@@ -7,13 +7,14 @@
 (the derivatives of <dW, W_q>, Eq. 6, in the weights that a partition and its quadrature become). A program owns
 columns (l, t) and a run of rows k of dW and streams the node rows under them:
 
-    row k of dW  . . . .  x  window V[start .. start + 3]    summed over the columns  -> d_out_weight[k]  (partial)
-                          x  out_weight[k]  -> window D[start .. start + 3]
+    row k of dW  . . . .  x  window V[start ..]              summed over the columns  -> d_out_weight[k]  (partial)
+                          x  out_weight[k]  -> window D[start ..]
     complete row D[i]     x  nodes[i] gathered again (L1)    summed over the rows     -> d_in_weight[l]   (partial)
 
 Programs write partial sums, one line a tile or a run of rows, added afterwards in a fixed order: no atomics, bitwise
 repeatable. A program is one warp, so sums over columns are shuffles without barriers. Memory sees nodes and dW once;
-it never sees V, D, S_out nodes or a product of their size.
+it never sees V, D, S_out nodes or a product of their size. Windows and sums are in registers, at most eight taps a side
+in one launch.
 """
 
 # In kernels tuples grow by an element at a time.
