@@ -205,9 +205,12 @@ def discretize(draw: Any, backend: str | None, rows: int = 16) -> Call:
     return finish(draw, "discretize", tensors, options)
 
 
-def continuous(tensors: dict[str, str]) -> bool:
-    """Whether outputs and inputs are both sampled."""
-    return "out_partition" in tensors and "in_partition" in tensors
+def fusable(tensors: dict[str, str], options: dict[str, str], nodes: tuple[int, int]) -> bool:
+    """Whether outputs and inputs are both sampled, and no point of theirs sees more than eight nodes."""
+    sides = [tensors.get("out_partition"), tensors.get("in_partition")]
+    if options.get("quadrature") != "'cells'":
+        return None not in sides
+    return all(side is not None and side.isdigit() and 3 * int(side) >= m for side, m in zip(sides, nodes))
 
 
 @st.composite
@@ -223,7 +226,7 @@ def linear(draw: Any, backend: str | None) -> Call:
     if draw(st.booleans()):
         tensors["bias"] = draw(tensor((m,), draw(st.sampled_from([x, nodes, torch.float32]))))
     flows = ["auto", "materialize", "factored"]
-    flows += ["fused"] * 3 * (backend == "triton" and taps == 1 and continuous(partitions))
+    flows += ["fused"] * 3 * (backend == "triton" and taps == 1 and fusable(partitions, options, (m, n)))
     options["dataflow"] = repr(draw(st.sampled_from(flows)))
     return finish(draw, "integral_linear", {**tensors, **partitions}, options)
 
@@ -254,7 +257,7 @@ def convolution(draw: Any, backend: str | None, ranks: tuple[int, ...] = (1, 2, 
     options |= {"stride": str(stride), "padding": padding, "dilation": str(dilation), "groups": str(groups)}
     flows = ["auto", "materialize"] + (["factored"] if groups == 1 and not spatial else [])
     fused = backend == "triton" and rank < 3 and "factored" in flows and not padding.startswith("'")
-    flows += ["fused"] * 3 * (fused and continuous(partitions))
+    flows += ["fused"] * 3 * (fused and fusable(partitions, options, (m, n)))
     options["dataflow"] = repr(draw(st.sampled_from(flows)))
     return finish(draw, f"integral_conv{rank}d", {**tensors, **partitions}, options)
 
