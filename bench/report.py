@@ -13,6 +13,7 @@ from bench.harness import RESULTS, ROOT, Row, read_csv
 
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "bench.md"
 BEGIN, END = "<!-- results: written by bench/report.py -->", "<!-- end of results -->"
+CELLS = "auto, cells"
 OURS = ("materialize", "factored", "fused")
 SHOWN = (
     ("linear", "1024 nodes at 768, batch 64"),
@@ -84,23 +85,20 @@ def render(rows: list[Row]) -> str:
         "",
         "A training step (forward and backward, float32); in brackets, over the dense layer or network of that size.",
         "",
-        "| | dense | ours | the authors' way, by `grid_sample` | error (ours / theirs) |",
-        "|---|---|---|---|---|",
+        "| | dense | ours, over cells | at points | the authors' way, by `grid_sample` | error (cells / points / theirs) |",
+        "|---|---|---|---|---|---|",
     ]
     steps = {(row.op, row.shape): None for row in rows if row.mode == "step"}
     for op, shape in [pair for pair in SHOWN if pair in steps] or steps:
-        dense, auto, theirs = (table.get(op, name, "step", shape) for name in ("dense", "auto", "grid_sample"))
+        dense, *ways = (table.get(op, name, "step", shape) for name in ("dense", CELLS, "auto", "grid_sample"))
         if dense is not None:
-            errors = f"{_error(auto)} / {_error(theirs)}"
-            lines.append(
-                f"| {op}, {shape} | {milliseconds(dense)} | {_over_dense(auto)} | {_over_dense(theirs)} | {errors} |"
-            )
-    copied, resized, theirs = (
-        table.get("resize", name, "forward", "ResNet-18 at 75%") for name in ("copy", "resize", "grid_sample")
-    )
-    if copied is not None and resized is not None and theirs is not None:
-        times = [f"{milliseconds(row)} ({row.ms_p50 / copied.ms_p50:.2f})" for row in (resized, theirs)]
-        errors = f"{_error(resized)} / {_error(theirs)}"
+            errors = " / ".join(map(_error, ways))
+            lines.append(_line(f"{op}, {shape}", milliseconds(dense), *map(_over_dense, ways), errors))
+    names = ("copy", "resize, cells", "resize", "grid_sample")
+    copied, *ways = (table.get("resize", name, "forward", "ResNet-18 at 75%") for name in names)
+    if copied is not None:
+        times = [f"{milliseconds(row)} ({row.ms_p50 / copied.ms_p50:.2f})" if row else "" for row in ways]
+        errors = " / ".join(map(_error, ways))
         lines.append(_line("all weights of a ResNet-18 at 75%, over a copy", milliseconds(copied), *times, errors))
     if table.shapes("stack", "step"):
         lines += ["", "![time against width, rows and layers](docs/figures/growth.svg)"]
@@ -219,7 +217,7 @@ def _layers(table: Table, op: str, mode: str, dtype: str, title: str) -> list[st
     shapes = table.shapes(op, mode, dtype)
     if not shapes:
         return []
-    ways = [name for name in (*OURS, "two products", "grid_sample", "grid_sample, compiled", torch_integral.NAME)
+    ways = [name for name in (CELLS, *OURS, "two products", "grid_sample", "grid_sample, compiled", torch_integral.NAME)
             if any(table.get(op, name, mode, shape, dtype) for shape in shapes)]  # fmt: skip
     lines = [
         "",
@@ -235,7 +233,7 @@ def _layers(table: Table, op: str, mode: str, dtype: str, title: str) -> list[st
         assert dense is not None and auto is not None
         cells = [milliseconds(dense), *(_over_dense(row) for name, row in found.items() if name != "dense")]
         cells += [_both("{:.0%}", auto.bandwidth_share, dense.bandwidth_share)]
-        cells += [_both("{:.1f}", auto.peak_mib, dense.peak_mib), f"{_error(auto)} / {_error(dense)}"]
+        cells.append(_both("{:.1f}", auto.peak_mib, dense.peak_mib))
         lines.append(f"| {shape} | " + " | ".join(cells) + f" | {_error(auto)} / {_error(dense)} |")
     return lines
 
@@ -264,10 +262,11 @@ def _sampling(table: Table) -> list[str]:
         "In brackets, the share of the bandwidth of a copy of the same bytes within memory that was there before; the",
         "first copy is into fresh memory, as the samplers write, and pays for its pages too.",
         "",
-        "| nodes | copy | copy in place | `discretize` | its adjoint | `grid_sample` | its backward |",
-        "|---|---|---|---|---|---|---|",
+        "| nodes | copy | copy in place | `discretize` | adjoint | over cells | adjoint | `grid_sample` | backward |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    names = ("copy", "copy in place", "discretize", "adjoint", "grid_sample", "grid_sample backward")
+    names = ("copy", "copy in place", "discretize", "adjoint", "discretize, cells", "adjoint, cells", "grid_sample",
+             "grid_sample backward")  # fmt: skip
     samples = [row for row in table.rows if row.op == "discretize"]
     for shape in dict.fromkeys(row.shape for row in samples):
         by = {row.provider: row for row in samples if row.shape == shape}
@@ -277,7 +276,8 @@ def _sampling(table: Table) -> list[str]:
 
 
 def _networks(table: Table) -> list[str]:
-    names = ("copy", "copy in place", "resize", "resize, new size", "discretize", "grid_sample")
+    names = ("copy", "copy in place", "resize", "resize, new size", "resize, cells", "resize, cells, new size",
+             "discretize", "grid_sample")  # fmt: skip
     lines = [
         "",
         "## A whole network",
@@ -286,7 +286,7 @@ def _networks(table: Table) -> list[str]:
         "size` makes partitions and quadratures never asked for before; `discretize` also builds the plain network.",
         "",
         "| | " + " | ".join(names) + " | error |",
-        "|---" * 8 + "|",
+        "|---" * (len(names) + 2) + "|",
     ]
     for shape in table.shapes("resize", "forward"):
         found = [table.get("resize", name, "forward", shape) for name in names]
@@ -299,13 +299,17 @@ def _networks(table: Table) -> list[str]:
         "Its training step, and inference of the plain network that `discretize` gives (over the full one).",
         "",
     ]
-    lines += ["| | dense | `auto` | `grid_sample` | discretized, inference |", "|---|---|---|---|---|"]
+    lines += [
+        "| | dense | `auto` | `auto`, cells | `grid_sample` | discretized, inference |",
+        "|---|---|---|---|---|---|",
+    ]
+    ways = ("auto", CELLS, "grid_sample")
     for dtype in table.dtypes():
         shapes = dict.fromkeys([*table.shapes("network", "step", dtype), *table.shapes("network", "forward", dtype)])
         for shape in shapes:
             dense = table.get("network", "dense", "step", shape, dtype)
             cells = [milliseconds(dense) if dense else ""]
-            cells += [_over_dense(table.get("network", name, "step", shape, dtype)) for name in ("auto", "grid_sample")]
+            cells += [_over_dense(table.get("network", name, "step", shape, dtype)) for name in ways]
             cells.append(_over_dense(table.get("network", "discretized", "forward", shape, dtype)))
             lines.append(f"| {shape} | " + " | ".join(cells) + " |")
     return lines
