@@ -85,7 +85,7 @@ def render(rows: list[Row]) -> str:
         "",
         "A training step (forward and backward, float32); in brackets, over the dense layer or network of that size.",
         "",
-        "| | dense | ours, over cells | at points | the authors' way, by `grid_sample` | error (cells / points / theirs) |",
+        "| | dense | ours, over cells | at points | the authors', by `grid_sample` | error (cells / points / theirs) |",
         "|---|---|---|---|---|---|",
     ]
     steps = {(row.op, row.shape): None for row in rows if row.mode == "step"}
