@@ -11,20 +11,8 @@ import torch
 
 from bench import count, networks
 from bench.harness import Row, Runs, Times, cpu_times, environment, median_ratio, paired_times, quantiles
-from bench.providers import (
-    CELLS,
-    POINTS,
-    SLOW,
-    Case,
-    checked,
-    conv,
-    counted,
-    layer_names,
-    layer_providers,
-    linear,
-    samplers,
-    stack,
-)
+from bench.providers import CELLS, POINTS, SLOW, Case, checked, conv, counted, layer_names, layer_providers, linear
+from bench.samplers import samplers, stack
 from integral_nn.networks.network import IntegralNetwork
 
 BF16 = torch.bfloat16

@@ -51,7 +51,8 @@ def row(**changes):
 @pytest.mark.parametrize("case", [providers.linear(12, 0.75, 4), providers.conv((12, 8), 3, 5, 2)], ids=str)
 def test_rows_of_a_layer(bench, case):
     rows = bench.layer(case)
-    names = {"dense", "dense, node size", "auto", "materialize", "factored", "two products", "grid_sample"}
+    ours = {"auto", "auto, cells", "materialize", "factored"}
+    names = {"dense", "dense, node size", *ours, "two products", "grid_sample"}
     assert [{r.provider for r in rows if r.mode == mode} for mode in ("step", "forward")] == [names, names]
     for r in rows:
         assert r.ms_p20 <= r.ms_p50 <= r.ms_p80 and 0 < r.error < 1e-4
@@ -69,7 +70,7 @@ def test_rows_of_a_layer(bench, case):
 def test_sampler_rows_share_a_copys_bandwidth(bench, case):
     rows = {r.provider: r for r in bench.sampler(case)}
     assert rows["copy in place"].bandwidth_share == 1
-    assert rows["discretize"].bytes == 4 * (12 * 12 + 9 * 9)
+    assert rows["discretize"].bytes == rows["adjoint, cells"].bytes == 4 * (12 * 12 + 9 * 9)
     assert all(r.bandwidth_share > 0 for r in rows.values())
 
 
@@ -94,7 +95,7 @@ def test_a_part_replaces_its_own_rows(bench, case, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["bench", "-k", "linear", "--csv", str(path)])
     command.main()
     times = {r.key: r.ms_p50 for r in harness.read_csv(path)}
-    assert times[other.key] == 88 and times[stale.key] != 77 and len(times) == 15
+    assert times[other.key] == 88 and times[stale.key] != 77 and len(times) == 17
 
 
 def test_rows_of_two_machines_do_not_mix():
@@ -167,10 +168,11 @@ def test_targets_say_what_is_missed():
 
 def test_network_rows(bench, small_network):
     resized = {r.provider: r for r in bench.resize(0.75, 8)}
-    assert {"copy", "resize", "resize, new size", "discretize", "grid_sample"} <= set(resized)
+    assert {"copy", "resize", "resize, new size", "resize, cells", "discretize", "grid_sample"} <= set(resized)
     assert resized["resize"].error < 1e-6 and resized["grid_sample"].error < 1e-4
     steps = {r.provider: r for r in bench.step(0.75, 2, 32, torch.float32, 8)}
-    assert set(steps) == {"dense", "auto", "grid_sample"} and steps["auto"].launches > steps["dense"].launches
+    assert set(steps) == {"dense", "auto", "auto, cells", "grid_sample"}
+    assert steps["auto"].launches > steps["dense"].launches
 
 
 def test_a_resnet18_has_11_million_weights():
