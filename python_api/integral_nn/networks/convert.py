@@ -79,8 +79,9 @@ def convert(
     Args:
         net: any `nn.Module`; it is not changed.
         example_inputs: a tensor, or a tuple of positional inputs, of the shapes the network will see.
-        quadrature: "cells" (the weight function integrated over cells: nothing aliases), "midpoint" (points; no channel
-            at the ends weighs half) or "trapezoid" (the paper's).
+        quadrature: "cells" (the weight function integrated over cells: nothing aliases, narrow networks keep most),
+            "trapezoid" (the paper's: keeps most where points are tuned, for they may skip what lies between) or
+            "midpoint" (points; no channel at the ends weighs half).
         permute: reorder channels to make the weights smooth; needs the package fast-tsp.
         fold: fold batch norms into the layer before them where they may be. Without, their affine parameters and
             running statistics are sampled along the axis (`recalibrate` measures the statistics anew).
