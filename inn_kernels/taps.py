@@ -190,7 +190,7 @@ def taps_for(
         raise ValueError(f"{name} must be on the nodes' device {device}, got {partition.device}")
     kept: dict[tuple, Taps] | None = None
     key: tuple = ()
-    if not transforms.tracing() and (isinstance(quadrature, str) or not weighted):
+    if not transforms.tracing() and not transforms.faking() and (isinstance(quadrature, str) or not weighted):
         kept = _kept_for(partition)
     if kept is not None:
         named = quadrature if isinstance(quadrature, str) else None

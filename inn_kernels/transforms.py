@@ -19,3 +19,8 @@ def transforming() -> bool:
 def tracing() -> bool:
     """Whether a graph is traced: sizes may be symbols, and what is computed belongs to the graph."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def faking() -> bool:
+    """Whether tensors have shapes and no values (FakeTensorMode), and mix with no others."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None

@@ -103,7 +103,13 @@ def drawn(generator):
     return torch.randn(16, 1, 6, 6, generator=generator), torch.randint(3, (16,), generator=generator)
 
 
-@pytest.mark.parametrize("row", ["slices", "points-cubic"])
+def test_rows_are_named_by_how_they_sample(widths):
+    for row, how in widths.INTEGRAL.items():
+        where, kernel = row.split("-")
+        assert how == {"quadrature": {"points": "midpoint", "cells": "cells"}[where], "kernel": kernel}
+
+
+@pytest.mark.parametrize("row", ["slices", "points-cubic", "cells-bspline"])
 def test_every_width_is_a_plain_network(widths, row):
     torch.manual_seed(0)
     x, _ = drawn(torch.Generator().manual_seed(0))

@@ -108,7 +108,7 @@ def main() -> None:
     def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return F.binary_cross_entropy(model(batch[0]), batch[1])
 
-    converted = inn.convert(net, frames[:2], quadrature="trapezoid", progress=True)
+    converted = inn.convert(net, frames[:2], quadrature="trapezoid", kernel="cubic", progress=True)
     print(f"{converted.report}\n{converted.axes}\n")
     rows: dict[str, float] = {}
     kept = options.folder / "crepe.json"

@@ -47,7 +47,7 @@ def trained(steps: int) -> dict[str, inn.IntegralNetwork]:
     torch.manual_seed(0)
     net = digits.discrete_net()
     digits.train(net, images, labels, steps, "digits: discrete")
-    last = inn.convert(net, images[:2])
+    last = inn.convert(net, images[:2], quadrature="midpoint", kernel="cubic")
     digits.train(last, images, labels, steps, "digits: random widths")
     return {
         "converted": inn.convert(net, images[:2], permute=False),

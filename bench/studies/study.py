@@ -146,8 +146,8 @@ class Study:
         """Everything that makes a network of given sizes out of the trained one, by its name in the tables."""
         task, options = self.task, self.options
 
-        def integral(net: nn.Module, **how: Any) -> inn.IntegralNetwork:
-            return inn.convert(net, task.example, **how)
+        def integral(net: nn.Module, quadrature: str = "midpoint", **how: Any) -> inn.IntegralNetwork:
+            return inn.convert(net, task.example, quadrature=quadrature, kernel="cubic", **how)
 
         # Norms are kept for training: random widths need them, and their statistics are measured anew at each size.
         init = integral(net, fold=False, size_range=tuple(options.init_range))

@@ -45,7 +45,7 @@ WIDER = 1.25  # integral networks are tested there too
 RATES = (1e-3, 3e-3, 1e-2)  # largest learning rates worth trying
 KEEP = 100  # steps between two checkpoints
 INTEGRAL: dict[str, dict[str, Any]] = {  # how `inn.convert` samples weights
-    "points-cubic": {"quadrature": "midpoint"},
+    "points-cubic": {"quadrature": "midpoint", "kernel": "cubic"},
     "points-bspline": {"quadrature": "midpoint", "kernel": "bspline"},
     "cells-conservative": {"quadrature": "cells", "kernel": "conservative"},
     "cells-cubic": {"quadrature": "cells", "kernel": "cubic"},

@@ -10,8 +10,9 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import common
 import integral_nn as inn
-from common import QUADRATURES
 from inn_kernels import quadrature as rules
+
+QUADRATURES = (*common.QUADRATURES, "cells")
 
 
 @pytest.mark.parametrize("quadrature", QUADRATURES)
@@ -19,27 +20,48 @@ def test_points_are_the_rules_own(quadrature):
     axis = inn.Axis(12, 7, quadrature=quadrature)
     assert axis.size == 7 and axis.nodes == 12 and not axis.trainable
     assert torch.equal(axis.partition(), rules.partition_for(quadrature, 7, dtype=torch.float64))
+    assert axis.partition().shape == (8 if quadrature == "cells" else 7,)  # the edges of cells
     assert list(axis.parameters()) == [] and list(axis.state_dict().values()) == [7]
+
+
+def test_an_axis_is_cut_into_cells_of_splines():
+    axis = inn.Axis(12, 7)
+    expected = inn.Axis(12, 7, quadrature="cells", kernel="bspline")
+    assert axis.quadrature == "cells" and axis.basis == expected.basis
+    assert axis.resize(1) == 1 and torch.equal(axis.partition(), torch.tensor([0.0, 1.0]).double())  # one cell: all
+    taps = axis.taps(weighted=True, scale=12.0, dtype=torch.float64)
+    dense = common.cell_matrix(common.equal_edges(1), 12, kernel="bspline")
+    torch.testing.assert_close(common.dense_taps(taps.start, taps.weight, 12), 12 * dense, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("quadrature", QUADRATURES)
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize(
-    "kernel, boundary, a", [("cubic", "clamp", -0.75), ("cubic", "keys", -0.5), ("linear", "clamp", -0.75)]
+    "kernel, boundary, a",
+    [
+        ("cubic", "clamp", -0.75),
+        ("cubic", "keys", -0.5),
+        ("linear", "clamp", -0.75),
+        ("bspline", "clamp", -0.75),
+        ("conservative", "keys", -0.75),
+    ],
 )
 def test_taps(kernel, boundary, a, trainable, quadrature):
     axis = inn.Axis(9, 6, quadrature=quadrature, trainable=trainable, kernel=kernel, boundary=boundary, a=a)
     for weighted in (False, True):
         taps = axis.taps(weighted=weighted, scale=3.0, dtype=torch.float64)
         p = axis.partition().detach()
-        dense = common.sampling_matrix(p, 9, a, boundary, centred=quadrature == "midpoint", kernel=kernel)
+        if quadrature == "cells":
+            dense = common.cell_matrix(p, 9, a, boundary, kernel=kernel)
+        else:
+            dense = common.sampling_matrix(p, 9, a, boundary, centred=quadrature == "midpoint", kernel=kernel)
         if weighted:
             dense = dense * 3.0 * rules.weights(quadrature, p)[:, None]
         torch.testing.assert_close(common.dense_taps(taps.start, taps.weight, 9), dense, rtol=0, atol=1e-12)
         assert taps.weight.requires_grad == trainable
 
 
-@pytest.mark.parametrize("quadrature", ["left", "right", "trapezoid", "midpoint"])
+@pytest.mark.parametrize("quadrature", ["left", "right", "trapezoid", "midpoint", "cells"])
 def test_unit_scale_gives_unit_interior_weights(quadrature):
     axis = inn.Axis(9, quadrature=quadrature)
     q = rules.weights(quadrature, axis.partition()) * axis.unit_scale()
@@ -81,10 +103,12 @@ def test_resample_is_the_generators():
 
 
 def test_sizes_that_cannot_be():
+    closed = {"quadrature": "trapezoid"}  # points at both ends
     with pytest.raises(ValueError, match="size must be at least 2"):
-        inn.Axis(8).resize(1)
-    with pytest.raises(ValueError, match="size must be at least 1"):
-        inn.Axis(8, quadrature="midpoint").resize(0)
+        inn.Axis(8, **closed).resize(1)
+    for quadrature in ("midpoint", "cells"):
+        with pytest.raises(ValueError, match="size must be at least 1"):
+            inn.Axis(8, quadrature=quadrature).resize(0)
     with pytest.raises(ValueError, match="size"):
         inn.Axis(8).resize(-0.5)
     with pytest.raises(ValueError, match="size"):
@@ -93,13 +117,16 @@ def test_sizes_that_cannot_be():
         inn.Axis(8).resize(True)
     with pytest.raises(ValueError, match="multiple_of"):
         inn.Axis(8, size_range=(5, 7), multiple_of=4).resample()
-    for bad in ((0, 4), (5, 4), (1, 4)):
+    for bad in ((0, 4), (5, 4)):
         with pytest.raises(ValueError, match="size_range"):
             inn.Axis(8, size_range=bad)
-    axis = inn.Axis(8, 6)
-    with pytest.raises(ValueError):
-        axis.resize(1)
-    assert axis.size == 6  # unchanged after an error
+    inn.Axis(8, size_range=(1, 4))
+    with pytest.raises(ValueError, match="size_range"):
+        inn.Axis(8, size_range=(1, 4), **closed)
+    for axis, bad in ((inn.Axis(8, 6, **closed), 1), (inn.Axis(8, 6), 0)):
+        with pytest.raises(ValueError):
+            axis.resize(bad)
+        assert axis.size == 6  # unchanged after an error
 
 
 # Trainable points -------------------------------------------------------------------------------------------
@@ -114,7 +141,7 @@ def test_trainable_points_start_where_they_were(size, quadrature):
     assert axis.delta.shape == (size,) and axis.delta.dtype == torch.get_default_dtype()
 
 
-@pytest.mark.parametrize("quadrature", ["trapezoid", "midpoint"])
+@pytest.mark.parametrize("quadrature", ["trapezoid", "midpoint", "cells"])
 def test_trainable_points_stay_a_partition(quadrature):
     axis = inn.Axis(12, 9, quadrature=quadrature, trainable=True)
     for seed in range(20):
@@ -124,9 +151,10 @@ def test_trainable_points_stay_a_partition(quadrature):
         inn.quadrature_weights("trapezoid", p)
 
 
-@pytest.mark.parametrize("quadrature", ["left", "right", "trapezoid", "midpoint", "simpson"])
-def test_trainable_points_have_both_derivatives(quadrature):
-    axis = inn.Axis(5, 4, quadrature=quadrature, trainable=True).double()
+@pytest.mark.parametrize("kernel", ["cubic", "bspline"])
+@pytest.mark.parametrize("quadrature", ["left", "right", "trapezoid", "midpoint", "simpson", "cells"])
+def test_trainable_points_have_both_derivatives(quadrature, kernel):
+    axis = inn.Axis(5, 4, quadrature=quadrature, kernel=kernel, trainable=True).double()
     nodes = common.rand(5)
 
     def value(delta):
@@ -149,7 +177,7 @@ class Sampler(torch.nn.Module):
         return common.dense_taps(taps.start, taps.weight, taps.nodes)
 
 
-@pytest.mark.parametrize("quadrature", ["left", "trapezoid", "midpoint"])
+@pytest.mark.parametrize("quadrature", ["left", "trapezoid", "midpoint", "cells"])
 def test_uniform_trainable_points_stay_uniform(quadrature):
     axis = inn.Axis(16, 11, quadrature=quadrature, trainable=True)
     for size in (21, 6, 11, 2):
@@ -158,7 +186,7 @@ def test_uniform_trainable_points_stay_uniform(quadrature):
         torch.testing.assert_close(axis.partition().detach(), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("quadrature", ["trapezoid", "midpoint"])
+@pytest.mark.parametrize("quadrature", ["trapezoid", "midpoint", "cells"])
 def test_resize_keeps_the_shape_of_trainable_points(quadrature):
     axis = inn.Axis(16, 41, quadrature=quadrature, trainable=True)
     axis.delta.data.copy_(torch.linspace(0.5, 1.5, 41).sqrt())
@@ -171,23 +199,26 @@ def test_resize_keeps_the_shape_of_trainable_points(quadrature):
         assert float((axis.partition().detach()[1:-1] - expected).abs().max()) < 2e-3
 
 
-def test_resizing_trainable_points_below_two_is_refused():
-    axis = inn.Axis(16, 4, quadrature="left", trainable=True)
+@pytest.mark.parametrize("quadrature", ["left", "cells"])
+def test_resizing_trainable_points_below_two_is_refused(quadrature):
+    axis = inn.Axis(16, 4, quadrature=quadrature, trainable=True)
     with pytest.raises(ValueError, match="size must be at least 2"):
         axis.resize(1)
     assert axis.size == 4 == axis.delta.shape[0]
 
 
-def test_trainable_points_are_never_drawn_below_two():
-    axis = inn.Axis(16, 4, quadrature="left", trainable=True, size_range=(1, 3))
+@pytest.mark.parametrize("quadrature", ["left", "cells"])
+def test_trainable_points_are_never_drawn_below_two(quadrature):
+    axis = inn.Axis(16, 4, quadrature=quadrature, trainable=True, size_range=(1, 3))
     assert {axis.resample(common.generator(seed)) for seed in range(40)} == {2, 3}
 
 
-def test_make_trainable_starts_at_given_points():
+@pytest.mark.parametrize("quadrature, size", [("trapezoid", 7), ("cells", 6)])
+def test_make_trainable_starts_at_given_points(quadrature, size):
     p = torch.cat([torch.zeros(1), common.partition("random", 5), torch.ones(1)]).double()
-    axis = inn.Axis(9, 4)
+    axis = inn.Axis(9, 4, quadrature=quadrature)
     axis.make_trainable(p)
-    assert axis.size == 7
+    assert axis.size == size  # as many points, or the cells between so many edges
     torch.testing.assert_close(axis.partition().detach(), p, rtol=0, atol=1e-6)
 
 
@@ -260,5 +291,6 @@ def test_a_bad_delta_within_a_network_is_said_and_not_loaded():
 
 
 def test_repr():
-    assert repr(inn.Axis(8, 6)) == "Axis(nodes=8, size=6, quadrature='trapezoid')"
+    assert repr(inn.Axis(8, 6)) == "Axis(nodes=8, size=6, quadrature='cells', kernel='bspline')"
+    assert "quadrature='trapezoid', kernel='cubic'" in repr(inn.Axis(8, 6, quadrature="trapezoid", kernel="cubic"))
     assert "trainable=True" in repr(inn.Axis(8, trainable=True))

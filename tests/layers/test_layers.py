@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import common
 import integral_nn as inn
@@ -16,9 +17,12 @@ from common import DATAFLOWS, rand
 
 CONVS = {1: inn.IntegralConv1d, 2: inn.IntegralConv2d, 3: inn.IntegralConv3d}
 SAME = {"rtol": 0, "atol": 2e-6}
+KEYS = {"quadrature": "trapezoid", "kernel": "cubic", "boundary": "keys", "a": -0.5}
+POINTS = {"quadrature": "midpoint", "kernel": "cubic"}
+CELLS = {"quadrature": "cells", "kernel": "bspline"}
 
 
-def net(quadrature="trapezoid", trainable=False, **options):
+def net(quadrature="cells", trainable=False, **options):
     """A small CNN over two axes: image channels and classes are discrete, one layer is depthwise."""
     torch.manual_seed(0)
     a = inn.Axis(12, quadrature=quadrature, trainable=trainable, multiple_of=2)
@@ -41,34 +45,33 @@ def axes(model):
 IMAGES = rand(4, 1, 7, 7, dtype=torch.float32)
 
 
+@pytest.mark.parametrize("rule, scale", [(KEYS, 6.0), (POINTS, 7.0), (CELLS, 7.0)])
 @pytest.mark.parametrize("dataflow", DATAFLOWS)
-def test_linear_is_the_function(dataflow, backend):
-    in_axis, out_axis = inn.Axis(7, 5, boundary="keys", a=-0.5), inn.Axis(6, 9, boundary="keys", a=-0.5)
+def test_linear_is_the_function(dataflow, backend, rule, scale):
+    in_axis, out_axis = inn.Axis(7, 5, **rule), inn.Axis(6, 9, **rule)
     layer = inn.IntegralLinear(in_axis, out_axis, dataflow=dataflow, backend=backend, dtype=torch.float64)
     x = rand(3, 5)
-    expected = inn.integral_linear(
-        x, layer.weight_nodes, layer.bias_nodes, 9, 5, scale=6.0, boundary="keys", a=-0.5, backend=backend
-    )
+    expected = inn.integral_linear(x, layer.weight_nodes, layer.bias_nodes, 9, 5, scale=scale, backend=backend, **rule)
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("rule", [POINTS, CELLS])
 @pytest.mark.parametrize("dataflow", DATAFLOWS)
 @pytest.mark.parametrize("rank", CONVS)
-def test_conv_is_the_function(rank, dataflow, backend):
+def test_conv_is_the_function(rank, dataflow, backend, rule):
     function = {1: inn.integral_conv1d, 2: inn.integral_conv2d, 3: inn.integral_conv3d}[rank]
-    in_axis, out_axis = inn.Axis(7, 5, quadrature="midpoint"), inn.Axis(6, 9, quadrature="midpoint")
+    in_axis, out_axis = inn.Axis(7, 5, **rule), inn.Axis(6, 9, **rule)
     window = {"stride": 2, "padding": 1, "dilation": 1}
     layer = CONVS[rank](in_axis, out_axis, 3, **window, dataflow=dataflow, backend=backend, dtype=torch.float64)
     x = rand(2, 5, *[6] * rank)
-    expected = function(
-        x, layer.weight_nodes, layer.bias_nodes, 9, 5, quadrature="midpoint", scale=7.0, **window, backend=backend
-    )
+    nodes, bias = layer.weight_nodes, layer.bias_nodes
+    expected = function(x, nodes, bias, 9, 5, scale=7.0, **rule, **window, backend=backend)
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
 
 
 def test_parameters_look_like_the_layers_they_stand_for():
     torch.manual_seed(3)
-    ours = inn.IntegralConv2d(inn.Axis(8), inn.Axis(6), (3, 2), bias=True)
+    ours = inn.IntegralConv2d(inn.Axis(8, kernel="conservative"), inn.Axis(6, kernel="conservative"), (3, 2))
     torch.manual_seed(3)
     plain = nn.Conv2d(8, 6, (3, 2))
     assert ours.weight_nodes.shape == plain.weight.shape and ours.bias_nodes.shape == plain.bias.shape
@@ -79,22 +82,52 @@ def test_parameters_look_like_the_layers_they_stand_for():
     assert inn.IntegralLinear(inn.Axis(4), 5, device="meta").weight_nodes.device.type == "meta"
 
 
-def test_full_size_is_the_dense_layer_with_halved_ends():
-    layer = inn.IntegralLinear(inn.Axis(8), inn.Axis(5), dtype=torch.float64)
-    weight = layer.weight_nodes.detach().clone()
-    weight[:, [0, -1]] /= 2
+@pytest.mark.parametrize("rule", [KEYS, POINTS, CELLS, {"quadrature": "cells", "kernel": "linear"}], ids=str)
+def test_weights_vary_at_full_size_as_those_they_stand_for(rule):
+    """Whatever neighbouring nodes share of a weight."""
+    torch.manual_seed(3)
+    first, second = inn.Axis(96, **rule), inn.Axis(80, **rule)
+    for ours, plain in (
+        (inn.IntegralConv2d(first, second, 3), nn.Conv2d(96, 80, 3)),
+        (inn.IntegralLinear(second, 10), nn.Linear(80, 10)),
+        (inn.IntegralLinear(5, first), nn.Linear(5, 96)),
+    ):
+        limit = 1 / (3 * ours.weight[0].numel()) ** 0.5  # of uniform weights within 1 / sqrt(inputs)
+        assert float(plain.weight.detach().std()) == pytest.approx(limit, rel=0.1)
+        assert float(ours.weight.detach().std()) == pytest.approx(limit, rel=0.1)
+        assert float(ours.bias.detach().std()) == pytest.approx(limit, rel=0.3)
+
+
+def test_layers_are_made_where_tensors_have_no_values():
+    for made in (torch.device("meta"), FakeTensorMode()):
+        for rule in (KEYS, CELLS):
+            inn.IntegralLinear(inn.Axis(6, **rule), 3)(torch.ones(1, 6))  # whose taps are kept, and have values
+            with made:
+                axis = inn.Axis(6, **rule)
+                layer = inn.IntegralLinear(axis, axis)
+                assert layer.weight_nodes.shape == (6, 6) and layer(torch.ones(2, 6)).shape == (2, 6)
+            assert not isinstance(inn.Axis(6, **rule).taps(weighted=True).weight, FakeTensor)
+
+
+def test_full_size_is_the_dense_layer():
+    def layer(quadrature, kernel):
+        axes = (inn.Axis(n, quadrature=quadrature, kernel=kernel) for n in (8, 5))
+        return inn.IntegralLinear(*axes, dtype=torch.float64)
+
     x = rand(3, 8)
-    torch.testing.assert_close(layer(x), F.linear(x, weight, layer.bias_nodes), rtol=0, atol=1e-13)
-    layer = inn.IntegralLinear(
-        inn.Axis(8, quadrature="midpoint"), inn.Axis(5, quadrature="midpoint"), dtype=torch.float64
-    )
-    torch.testing.assert_close(layer(x), F.linear(x, layer.weight_nodes, layer.bias_nodes), rtol=0, atol=1e-13)
+    for rule in (("midpoint", "cubic"), ("cells", "conservative")):
+        made = layer(*rule)
+        torch.testing.assert_close(made(x), F.linear(x, made.weight_nodes, made.bias_nodes), rtol=0, atol=1e-13)
+    made = layer("trapezoid", "cubic")
+    weight = made.weight_nodes.detach().clone()
+    weight[:, [0, -1]] /= 2  # the ends weigh half
+    torch.testing.assert_close(made(x), F.linear(x, weight, made.bias_nodes), rtol=0, atol=1e-13)
 
 
 # Sizes ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("quadrature", ["trapezoid", "midpoint", "simpson"])
+@pytest.mark.parametrize("quadrature", ["cells", "trapezoid", "midpoint", "simpson"])
 def test_layers_resize_together(quadrature):
     model = net(quadrature)
     for share in (0.5, 0.75, 1.0, 2.0):
@@ -174,7 +207,7 @@ def test_state_dict_is_that_of_plain_tensors():
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
-@pytest.mark.parametrize("quadrature", ["trapezoid", "midpoint"])
+@pytest.mark.parametrize("quadrature", ["cells", "trapezoid", "midpoint"])
 def test_discretize_equals_the_layer(quadrature, share):
     model = net(quadrature)
     for axis in axes(model):
@@ -328,15 +361,16 @@ def test_empty_and_unbatched(dataflow):
     assert conv(torch.zeros(6, 7, 7)).shape == (5, 5, 5) and conv(torch.zeros(0, 6, 7, 7)).shape == (0, 5, 5, 5)
 
 
-def test_depthwise_follows_its_axis():
-    axis = inn.Axis(8)
+@pytest.mark.parametrize("rule", [KEYS, CELLS])
+def test_depthwise_follows_its_axis(rule):
+    axis = inn.Axis(8, **rule)
     layer = inn.IntegralConv2d(axis, axis, 3, groups=8, padding=1, dtype=torch.float64)
     assert layer.weight_nodes.shape == (8, 1, 3, 3) and layer.depthwise
     for size in (5, 8, 13):
         axis.resize(size)
         x = rand(2, size, 6, 6)
-        weight = inn.discretize(layer.weight_nodes, size)
-        expected = F.conv2d(x, weight, inn.discretize(layer.bias, size), padding=1, groups=size)
+        weight, bias = (inn.discretize(nodes, size, **rule) for nodes in (layer.weight_nodes, layer.bias_nodes))
+        expected = F.conv2d(x, weight, bias, padding=1, groups=size)
         torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-13)
 
 

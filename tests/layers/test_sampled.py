@@ -55,9 +55,12 @@ def converted(recompute: str = "", **options) -> inn.IntegralNetwork:
     return model
 
 
+RULE = {"quadrature": "cells", "kernel": "bspline"}
+
+
 def built() -> inn.IntegralNetwork:
     torch.manual_seed(0)
-    first, second = inn.Axis(16), inn.Axis(24)
+    first, second = inn.Axis(16, **RULE), inn.Axis(24, **RULE)
     return inn.IntegralNetwork(
         nn.Sequential(
             inn.IntegralConv2d(3, first, 3, padding=1),
@@ -292,7 +295,7 @@ def test_parametrized_nodes(kind):
                 out = model.eval()(IMAGE)
                 assert torch.equal(out, model(IMAGE))
                 nodes = layer.weight_nodes
-                plain = inn.discretize(nodes, 12, 8, scale=15.0)
+                plain = inn.discretize(nodes, 12, 8, scale=16.0, **RULE)
                 torch.testing.assert_close(layer.weight, plain)
     model.train()(IMAGE).square().sum().backward()
     assert all(p.grad is not None for p in layer.parametrizations.weight_nodes.parameters())
@@ -320,9 +323,8 @@ def test_pruning_masks_apply_to_nodes():
     model.resize(0.5)
     model(IMAGE).square().sum().backward()
     assert (layer.weight_nodes_orig.grad[layer.weight_nodes_mask == 0] == 0).all()
-    torch.testing.assert_close(
-        layer.weight, inn.discretize(layer.weight_nodes_orig * layer.weight_nodes_mask, 12, 8, scale=15.0)
-    )
+    masked = layer.weight_nodes_orig * layer.weight_nodes_mask
+    torch.testing.assert_close(layer.weight, inn.discretize(masked, 12, 8, scale=16.0, **RULE))
 
 
 @every_model

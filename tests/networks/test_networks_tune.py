@@ -14,6 +14,8 @@ from networks_zoo import ZOO, build
 
 torch.set_num_threads(1)
 
+POINTS = {"quadrature": "midpoint", "kernel": "cubic"}
+
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -324,19 +326,25 @@ def test_bad_tuning_arguments(digits):
 # --- measures ---------------------------------------------------------------------------------------------------
 
 
-def test_capacity():
+@pytest.mark.parametrize("quadrature, kernel", [("midpoint", "cubic"), ("cells", "conservative"), ("cells", "bspline")])
+def test_capacity(quadrature, kernel):
+    """Of the weights, whatever nodes they come from."""
+    rule = {"quadrature": quadrature, "kernel": kernel}
     net = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 2))
     position = (torch.arange(64) + 0.5) / 64
     with torch.no_grad():
         net[0].weight.copy_(torch.cos(torch.pi * 6 * position)[:, None].expand(64, 3))
         net[0].bias.zero_()
         net[2].weight.zero_()
-    model = inn.convert(net, torch.rand(2, 3), permute=False)
+    model = inn.convert(net, torch.rand(2, 3), permute=False, **rule)
     power = inn.spectrum(model, "0")
     assert power.shape == (64,) and float(power.sum()) == pytest.approx(1)
     assert int(power.argmax()) == 6 and float(power[6]) == pytest.approx(1, abs=1e-6)
     assert inn.capacity(model) == {"0": 7}
-    rough = inn.convert(ZOO["plain"].make(), ZOO["plain"].inputs, permute=False)
+    plain, inputs = ZOO["plain"].make(), ZOO["plain"].inputs
+    rough, points = (inn.convert(plain, inputs, permute=False, **how) for how in (rule, POINTS))
+    for axis in ("0", "2"):
+        torch.testing.assert_close(inn.spectrum(rough, axis), inn.spectrum(points, axis), rtol=0, atol=1e-6)
     assert inn.capacity(rough, 1.0) == {"0": 12, "2": 8}
     with pytest.raises(ValueError, match="share"):
         inn.capacity(model, 0)

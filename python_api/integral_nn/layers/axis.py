@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import _disable_current_modes
 
 from inn_kernels import quadrature as rules
 from inn_kernels.taps import Basis, Taps, check_basis, check_partition, make_cell_taps, make_taps, taps_for
@@ -262,8 +263,9 @@ class Axis(nn.Module):
 
     def spread(self) -> float:
         """How much nodes that vary independently vary by, for weights at full size to vary by 1."""
-        weight = self._fixed_taps(self.nodes, False, 1.0, torch.float64).weight
-        return float(weight.square().sum(1).mean().rsqrt())
+        with _disable_current_modes():  # a number, where layers are made of fake tensors too
+            weight = self._fixed_taps(self.nodes, False, 1.0, torch.float64).weight
+            return float(weight.square().sum(1).mean().rsqrt())
 
     def extra_repr(self) -> str:
         parts = [f"nodes={self.nodes}", f"size={self.size}", f"quadrature={self.quadrature!r}"]

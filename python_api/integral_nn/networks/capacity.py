@@ -1,10 +1,10 @@
-"""How much width carries the signal: the spectrum of the nodes along an axis (paper, section 6).
+"""How much width carries the signal: the spectrum of the weights along an axis (paper, section 6).
 
-By Nyquist's theorem a function without frequencies above f half-cycles is told by f + 1 samples. The nodes of an axis
-are read as samples of such functions, one for each weight the axis ties. The cosine transform is the Fourier transform
-of the function reflected at its ends, where a plain one would see a jump:
+By Nyquist's theorem a function without frequencies above f half-cycles is told by f + 1 samples. What the nodes of an
+axis are at full size is read as samples of such functions, one for each weight the axis ties. The cosine transform is
+the Fourier transform of the function reflected at its ends, where a plain one would see a jump:
 
-    c_f = sum_i nodes[i] cos(pi f (i + 1/2) / M),   f = 0 .. M - 1
+    c_f = sum_i W[i] cos(pi f (i + 1/2) / M),   f = 0 .. M - 1
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from torch import Tensor
 
 from integral_nn.functional import checks
 from integral_nn.networks.network import IntegralNetwork
+from integral_nn.networks.nodes import full_weights
 from integral_nn.networks.permute import axis_features
 
 
 def spectrum(model: IntegralNetwork, axis: str) -> Tensor:
-    """Share of the nodes' energy at each frequency along an axis. Float64 [M], sums to 1; M is the number of nodes.
+    """Share of the energy of the weights at full size at each frequency along an axis. Float64 [M], sums to 1.
 
-    Entry f counts f half-cycles over the axis; entry 0 is the mean.
+    M is the number of nodes. Entry f counts f half-cycles over the axis; entry 0 is the mean.
 
     Raises:
         ValueError: an unknown axis.
@@ -30,7 +31,7 @@ def spectrum(model: IntegralNetwork, axis: str) -> Tensor:
     found = model.axes
     checks.check_axis_name(axis, found, "axis")
     nodes = found[axis].nodes
-    features = axis_features(model.nodes(), model.found.ties, axis).double()
+    features = axis_features(full_weights(model), model.found.ties, axis).double()
     reflected = torch.cat([features, features.flip(0)])
     power = torch.fft.rfft(reflected, dim=0)[:nodes].abs().square().sum(1)
     # An orthonormal cosine transform weighs the mean by half.
@@ -39,7 +40,7 @@ def spectrum(model: IntegralNetwork, axis: str) -> Tensor:
 
 
 def capacity(model: IntegralNetwork, share: float = 0.99) -> dict[str, int]:
-    """The number of points each axis needs to carry a share of its nodes' energy.
+    """The number of points each axis needs to carry a share of the energy of its weights.
 
     Args:
         model: an integral network.

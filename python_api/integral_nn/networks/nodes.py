@@ -42,6 +42,28 @@ def nodes_from(weight: Tensor, rule: Rule, channels: Mapping[str, int]) -> Tenso
     return nodes.to(weight.dtype)
 
 
+@torch.no_grad()
+def full_weights(model: IntegralNetwork) -> dict[str, Tensor]:
+    """Every tensor that runs along an axis at full size, float64, by name: what `nodes_from` makes its nodes of."""
+    found = {}
+    for path, module, leaf in model._places():
+        rule = module._rules[leaf]
+        nodes = getattr(module, leaf + NODES).double()
+        value = log(nodes) if rule.geometric else nodes
+        for tie in rule.ties:
+
+            def sample(
+                piece: Tensor, dim: int, name: str, rule: Rule = rule, integrated: bool = tie.integrated
+            ) -> Tensor:
+                taps = _taps(rule, name, rule.axes[name].nodes, integrated)
+                start, weight = taps.start.to(piece.device), taps.weight.to(piece.device)
+                return reference.interpolate(piece, start, weight, dim, torch.float64)
+
+            value = tie.layout.sample(value, tie.dim, sample)
+        found[path] = value.exp() if rule.geometric else value
+    return found
+
+
 def _alone(axis: Axis) -> bool:
     """Whether each point at full size sees its own node alone."""
     return int((_full(axis).weight != 0).sum()) == axis.nodes
