@@ -7,6 +7,7 @@ re-discretizing it. Three ways to place the points are compared on synthesised t
     curvature    no data: denser where the weights bend
     tuned        256 tones, the full network as the teacher; only the points are trained (paper, section 3.2),
                  or the points with biases and norms
+    cells        conservative cells in place of points, equal or tuned
 
 beside the channels of largest L1 norm kept, as pruning does it. Raw pitch accuracy: the share of tones within 50 cents.
 
@@ -109,6 +110,7 @@ def main() -> None:
         return F.binary_cross_entropy(model(batch[0]), batch[1])
 
     converted = inn.convert(net, frames[:2], quadrature="trapezoid", kernel="cubic", progress=True)
+    cells = inn.convert(net, frames[:2], quadrature="cells", kernel="conservative")
     print(f"{converted.report}\n{converted.axes}\n")
     rows: dict[str, float] = {}
     kept = options.folder / "crepe.json"
@@ -129,6 +131,8 @@ def main() -> None:
         "curvature": {},
         "tuned": {},
         "tuned, biases and norms too": {"also": ("biases", "norms"), "extra_lr": 3e-3},
+        "cells": {},
+        "cells, tuned": {},
     }
     cuts = (0.3,) if options.quick else (0.3, 0.5)
     for cut in cuts:
@@ -136,12 +140,12 @@ def main() -> None:
             key = f"{way} at {cut:.0%}"
             if key in rows:
                 continue
-            model = copy.deepcopy(converted)
+            model = copy.deepcopy(cells if way.startswith("cells") else converted)
             if way == "L1":
                 sizes = {name: axis.share(1 - cut) for name, axis in converted.axes.items()}
                 row(key, pitch_accuracy(cut_channels(net, converted, sizes), test_frames, test_pitch))
                 continue
-            if way == "uniform":
+            if way in ("uniform", "cells"):
                 model.resize(1 - cut)
             elif way == "curvature":
                 inn.tune_partitions(model, sizes=1 - cut)

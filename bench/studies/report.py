@@ -147,7 +147,8 @@ def claims(records: dict[str, Record]) -> str:
 
 def crepe(record: Record) -> str:
     """CREPE tiny's table."""
-    methods = ("L1", "uniform", "tuned", "tuned, biases and norms too")
+    wanted = ("L1", "uniform", "tuned", "tuned, biases and norms too", "cells", "cells, tuned")
+    methods = [method for method in wanted if f"{method} at 50%" in record]
     rows = [[method, *(f"{record[f'{method} at {cut}']:.1f}" for cut in ("30%", "50%"))] for method in methods]
     return table([f"raw pitch accuracy [%], full net {record['full']:.1f}", "30% removed", "50% removed"], rows)
 
