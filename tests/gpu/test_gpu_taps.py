@@ -10,12 +10,13 @@ from torch import Tensor
 
 import common
 from inn_kernels import reference
+from inn_kernels.basis import KERNELS
 from inn_kernels.gpu.discretize import discretize
 from inn_kernels.gpu.discretize_adjoint import discretize_adjoint
 from inn_kernels.gpu.discretize_tap_gradient import discretize_tap_gradient
 from inn_kernels.gpu.foreach import discretize_layers
 from inn_kernels.gpu.interpolate import interpolate, interpolate_tap_gradient, spread
-from inn_kernels.taps import Taps
+from inn_kernels.taps import Basis, Taps, make_cell_taps
 from sampler_cases import DEVICE, check, doubled, random
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -92,6 +93,19 @@ def test_both_axes(name: str) -> None:
     truths = reference.discretize_tap_gradient(*doubled(arguments))
     for triple in zip(discretize_tap_gradient(*arguments), reference.discretize_tap_gradient(*arguments), truths):
         check(*triple)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("power", [1, 1.5])
+def test_cells(kernel: str, power: float) -> None:
+    """Against dense integration of the weight function."""
+    torch.manual_seed(0)
+    nodes = random((40, 33), F32)
+    edges = [common.equal_edges(k) ** power for k in (15, 45)]
+    sides = [make_cell_taps(e, m, Basis(kernel=kernel), dtype=F32) for e, m in zip(edges, nodes.shape)]
+    s_out, s_in = (common.cell_matrix(e, m, kernel=kernel).to(DEVICE) for e, m in zip(edges, nodes.shape))
+    arguments = (nodes, *(t.to(DEVICE) for side in sides for t in side[:2]), F32)
+    check(discretize(*arguments), reference.discretize(*arguments), s_out @ nodes.double() @ s_in.T)
 
 
 @pytest.mark.parametrize("taps", COUNTS)
