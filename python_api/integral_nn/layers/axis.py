@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import _disable_current_modes
 
 from inn_kernels import quadrature as rules
-from inn_kernels.taps import Basis, Taps, check_basis, check_partition, make_cell_taps, make_taps, taps_for
+from inn_kernels.taps import Basis, Taps, check_basis, check_partition
 from integral_nn.functional import checks
-from integral_nn.functional.arguments import check_scale
 from integral_nn.layers import replaced
-from integral_nn.layers.points import deltas_from, resized, stretched
+from integral_nn.layers.axis_points import Points, mark_dynamic
+from integral_nn.layers.deltas import deltas_from, resized, stretched
 
 
-class Axis(nn.Module):
+class Axis(Points):
     """A continuous dimension: M nodes, sampled at `size` points.
 
     Layers that share an axis (one's outputs, the next one's inputs) share its partition, so resizing the axis resizes
@@ -50,8 +49,6 @@ class Axis(nn.Module):
     >>> axis.resize(0.5)
     32
     """
-
-    delta: nn.Parameter | None
 
     def __init__(
         self,
@@ -87,22 +84,6 @@ class Axis(nn.Module):
         self._set(size)
         if trainable:
             self.make_trainable()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in ("nodes", "quadrature", "basis") and "_tables" in self.__dict__:
-            self._keep({})
-
-    @property
-    def size(self) -> int:
-        """K, the current number of points."""
-        # Read off a tensor of no bytes, which a tracer takes as dynamic; an int attribute would be a constant to it.
-        return self._extent.shape[0]
-
-    @property
-    def trainable(self) -> bool:
-        """Whether the points are a parameter."""
-        return self.delta is not None
 
     def resize(self, size: int | float, optimizer: Optimizer | None = None) -> int:
         """Set the number of points: an int, or a share of the nodes (rounded to `multiple_of`). Returns the size.
@@ -168,105 +149,6 @@ class Axis(nn.Module):
         if self.delta is not None:
             self._set(self.size)
 
-    def partition(self, size: int | None = None) -> Tensor:
-        """The points [K] in [0, 1] at the current size (or at another one), float64, differentiable in `delta`.
-
-        On an axis of cells, their [K + 1] edges.
-        """
-        if size is None:
-            size = self.size
-        else:
-            self._check_size(size)
-        if self.delta is None:
-            return rules.partition_for(self.quadrature, size, dtype=torch.float64)
-        delta = self.delta.double()
-        self._check_delta(delta.detach())
-        if size != self.size:
-            delta = resized(delta, size, self.quadrature)
-        if rules.is_cells(self.quadrature):
-            return rules.partition_from_deltas(torch.nn.functional.pad(delta, (1, 0)))
-        if self.quadrature == "midpoint":  # deltas are the cells, points their centres
-            cells = delta.square() / delta.square().sum()
-            return torch.cumsum(cells, 0) - cells / 2
-        return rules.partition_from_deltas(delta)
-
-    def taps(
-        self,
-        *,
-        weighted: bool,
-        scale: float = 1.0,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | None = None,
-        size: int | None = None,
-    ) -> Taps:
-        """The axis's taps on `device`; `weighted` folds quadrature and scale in (the axis is integrated over).
-
-        At the current size, or at another one.
-        """
-        key = (weighted, scale, dtype, device)
-        if not torch.compiler.is_compiling():
-            table = self._tables.get(key) if size is None else None
-            if table is not None:
-                return table
-            check_scale(scale)
-            checks.check_dtype(dtype)
-            if size is not None:
-                self._check_size(size)
-        if self.delta is None:
-            table = self._fixed_taps(self.size if size is None else size, *key)
-            if size is None and not torch.compiler.is_compiling():
-                self._keep({**self._tables, key: table})
-            return table
-        points = self.partition(size).to(device)
-        multiplier = rules.weights(self.quadrature, points) * scale if weighted else None
-        if rules.is_cells(self.quadrature):
-            return make_cell_taps(points, self.nodes, self.basis, multiplier=multiplier, dtype=dtype)
-        centred = rules.is_centred(self.quadrature)
-        return make_taps(points, self.nodes, self.basis, centred=centred, multiplier=multiplier, dtype=dtype)
-
-    def _traced_taps(self, name: str) -> Taps | None:
-        """Taps made before for a compiled call, by "weighted scale dtype device"; None where points are trainable."""
-        return self._traced.get(name) if self.delta is None else None
-
-    def _keep(self, tables: dict[tuple, Taps]) -> None:
-        """Keep the taps of the current size."""
-        self._tables = tables
-        self._traced = {}
-        if "torch._dynamo" in sys.modules:
-            # For compiled calls, by names that a tracer can tell. Copies, for axes of equal sizes share their tables,
-            # which a tracer would take for a rule.
-            starts = {id(table.start): table.start.clone() for table in tables.values()}
-            for key, table in tables.items():
-                copied = table._replace(start=starts[id(table.start)], weight=table.weight.clone())
-                _mark_dynamic(copied.start, copied.weight)
-                torch._dynamo.maybe_mark_dynamic(copied.weight, 1)  # taps of a cell
-                self._traced[" ".join(map(str, key))] = copied
-
-    def _fixed_taps(
-        self, size: int, weighted: bool, scale: float, dtype: torch.dtype, device: torch.device | None = None
-    ) -> Taps:
-        """Taps of so many of the points that the quadrature wants, whatever the axis's own."""
-        return taps_for(
-            size,
-            self.nodes,
-            self.basis,
-            quadrature=self.quadrature,
-            weighted=weighted,
-            scale=scale,
-            dtype=dtype,
-            device=device or "cpu",
-        )
-
-    def unit_scale(self) -> float:
-        """The scale that makes the quadrature's interior weights 1 at full size: M - 1, or M for equal cells."""
-        return float(self.nodes if rules.is_centred(self.quadrature) else max(self.nodes - 1, 1))
-
-    def spread(self) -> float:
-        """How much nodes that vary independently vary by, for weights at full size to vary by 1."""
-        with _disable_current_modes():  # a number, where layers are made of fake tensors too
-            weight = self._fixed_taps(self.nodes, False, 1.0, torch.float64).weight
-            return float(weight.square().sum(1).mean().rsqrt())
-
     def extra_repr(self) -> str:
         parts = [f"nodes={self.nodes}", f"size={self.size}", f"quadrature={self.quadrature!r}"]
         parts.append(f"kernel={self.basis.kernel!r}")
@@ -304,19 +186,6 @@ class Axis(nn.Module):
         self._check_size(size, name)
         return size
 
-    def _check_size(self, size: int, name: str = "size") -> None:
-        checks.check_count(size, name, 2 if self.delta is not None else rules.minimum_points(self.quadrature))
-
-    def _check_delta(self, delta: Tensor) -> None:
-        """Raise where a gap is 0 or no number: on a CPU (a GPU would have to be waited for), where values are known."""
-        if delta.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            return
-        gaps = (delta if rules.is_centred(self.quadrature) else delta[1:]).square()
-        good = (gaps > 0) & (gaps < float("inf"))
-        if not bool(good.all()):
-            bad = int(good.int().argmin()) + delta.shape[0] - good.shape[0]
-            raise ValueError(f"delta must be finite and not 0, got {float(delta[bad])} at {bad}")
-
     def _resize(self, size: int, optimizer: Optimizer | None) -> None:
         old = self.delta
         if size == self.size:
@@ -339,7 +208,7 @@ class Axis(nn.Module):
         self.delta = delta
         self._extent = torch.empty(size, 0)
         if "torch._dynamo" in sys.modules:
-            _mark_dynamic(self._extent)
+            mark_dynamic(self._extent)
         # Made ahead for whoever asked before: a compiled call finds its tables, of another shape.
         self._keep({key: self._fixed_taps(size, *key) for key in self._tables} if delta is None else {})
 
@@ -389,9 +258,3 @@ class Axis(nn.Module):
         """As that of any module; another size makes `delta` a new parameter, a load that fails changes nothing."""
         checks.try_loading(self, state_dict, strict, assign)
         return super().load_state_dict(state_dict, strict, assign)
-
-
-def _mark_dynamic(*tensors: Tensor) -> None:
-    """Let a compiler take the number of points for a symbol of its own: that two sizes are equal is no rule."""
-    for tensor in tensors:
-        torch._dynamo.maybe_mark_dynamic(tensor, 0)
