@@ -51,7 +51,8 @@ def row(**changes):
 @pytest.mark.parametrize("case", [providers.linear(12, 0.75, 4), providers.conv((12, 8), 3, 5, 2)], ids=str)
 def test_rows_of_a_layer(bench, case):
     rows = bench.layer(case)
-    names = {"dense", "dense, node size", "auto", "materialize", "factored", "two products", "grid_sample"}
+    names = {"dense", "dense, node size", "auto", "auto, cells", "materialize", "factored", "two products"}
+    names |= {"grid_sample"}
     assert [{r.provider for r in rows if r.mode == mode} for mode in ("step", "forward")] == [names, names]
     for r in rows:
         assert r.ms_p20 <= r.ms_p50 <= r.ms_p80 and 0 < r.error < 1e-4
@@ -94,7 +95,7 @@ def test_a_part_replaces_its_own_rows(bench, case, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["bench", "-k", "linear", "--csv", str(path)])
     command.main()
     times = {r.key: r.ms_p50 for r in harness.read_csv(path)}
-    assert times[other.key] == 88 and times[stale.key] != 77 and len(times) == 15
+    assert times[other.key] == 88 and times[stale.key] != 77 and len(times) == 17
 
 
 def test_rows_of_two_machines_do_not_mix():
@@ -170,7 +171,8 @@ def test_network_rows(bench, small_network):
     assert {"copy", "resize", "resize, new size", "discretize", "grid_sample"} <= set(resized)
     assert resized["resize"].error < 1e-6 and resized["grid_sample"].error < 1e-4
     steps = {r.provider: r for r in bench.step(0.75, 2, 32, torch.float32, 8)}
-    assert set(steps) == {"dense", "auto", "grid_sample"} and steps["auto"].launches > steps["dense"].launches
+    assert set(steps) == {"dense", "auto", "auto, cells", "grid_sample"}
+    assert steps["auto"].launches > steps["dense"].launches
 
 
 def test_a_resnet18_has_11_million_weights():
