@@ -111,7 +111,8 @@ def make_cell_taps(
         parts = cells.parts_of(edges, nodes, basis)
     else:
         parts = cells.parts_of_equal(edges, nodes, basis, device)
-    width = tap_class(parts.share.shape[1] + basis.heard - 1)
+    count = parts.share.shape[1] + basis.heard - 1
+    width = max(count, 4) if transforms.tracing() else tap_class(count)  # a class of symbols: a graph of its own
     return Taps(*cells.mean_windows(parts, nodes, basis, width), nodes).times(multiplier, dtype)
 
 
@@ -207,7 +208,7 @@ def taps_for(
     check_partition(partition, name, edges=in_cells)
     if weighted:
         fewest = rules.minimum_points(quadrature)
-        count = partition.shape[0] - in_cells if isinstance(partition, Tensor) else partition
+        count = partition.shape[0] - int(in_cells) if isinstance(partition, Tensor) else partition
         if count < fewest:
             raise ValueError(
                 f"{name} must have at least {fewest} points for the closed rule {quadrature!r}, got {count}"

@@ -93,7 +93,7 @@ def calls(w):
         "midpoint_partition": (inn.midpoint_partition, {"n": 5}),
         "gauss_legendre_partition": (inn.gauss_legendre_partition, {"n": 5}),
         "partition_from_deltas": (inn.partition_from_deltas, {"delta": torch.ones(5)}),
-        "Axis": (inn.Axis, {"nodes": 8, "size": 6}),
+        "Axis": (inn.Axis, {"nodes": 8, "size": 6, "quadrature": "trapezoid"}),  # of at least 2 points
         "Axis.resize": (w.axis.resize, {"size": 9}),
         "Axis.share": (w.axis.share, {"part": 0.5}),
         "Axis.resample": (w.axis.resample, {"generator": w.generator}),

@@ -325,7 +325,7 @@ def test_axes():
     for name, bad, error in (
         ("nodes", 0, ValueError),
         ("nodes", 8.0, TypeError),
-        ("size", 1, ValueError),
+        ("size", 0, ValueError),
         ("size", 4.0, TypeError),
         ("multiple_of", 0, ValueError),
         ("multiple_of", 2.0, TypeError),
@@ -337,6 +337,7 @@ def test_axes():
         refused(
             error, [name, repr(bad) if isinstance(bad, str) else str(bad)], lambda: inn.Axis(**{"nodes": 8, name: bad})
         )
+    refused(ValueError, ["size", "at least 2", "1"], lambda: inn.Axis(8, 1, quadrature="trapezoid"))
     for bad in (4, (4,), (4, 8, 9), ("4", "8"), (4.5, 8)):
         with raises((ValueError, TypeError), "size_range"):
             inn.Axis(8, size_range=bad)

@@ -266,6 +266,7 @@ def test_a_scale_that_is_no_number_is_refused_while_a_graph_is_traced(scale):
         ("simpson", "materialize", [20, 10]),
         ("gauss-legendre", "materialize", [20, 8]),
         ("left", "factored", [20, 33]),
+        ("cells", "auto", [20, 8]),
     ],
 )
 def test_thirty_widths_of_the_functions_compile_twice(quadrature, dataflow, start):
