@@ -112,7 +112,8 @@ def make_cell_taps(
     else:
         parts = cells.parts_of_equal(edges, nodes, basis, device)
     count = parts.share.shape[1] + basis.heard - 1
-    width = max(count, 4) if transforms.tracing() else tap_class(count)  # a class of symbols: a graph of its own
+    # Of symbols a class would be a branch, and its graph for a few sizes.
+    width = torch.sym_max(count + count % 2, 4) if transforms.tracing() else tap_class(count)
     return Taps(*cells.mean_windows(parts, nodes, basis, width), nodes).times(multiplier, dtype)
 
 
