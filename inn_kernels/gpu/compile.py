@@ -184,14 +184,19 @@ def _job(modules: Sequence[str], i_spec: int, i_config: int, target: str) -> Res
         raise RuntimeError(f"{spec.name} {spec.variant}/{config.name} on {target}: {error}\n{note}") from error
 
 
-def compile_all(modules: Sequence[str] = (), targets: Sequence[str] = tuple(TARGETS), jobs: int = 2) -> list[Resources]:
-    """Resources of every kernel, configuration and target, compiled in `jobs` processes."""
+def compile_all(
+    modules: Sequence[str] = (), targets: Sequence[str] = tuple(TARGETS), jobs: int = 2, skip: str | None = None
+) -> list[Resources]:
+    """Resources of every kernel, configuration and target, compiled in `jobs` processes.
+
+    Without the configurations whose label holds the text `skip`.
+    """
     work = [
         (modules, i_spec, i_config, target)
         for i_spec, spec in enumerate(registry(modules))
-        for i_config in range(len(spec.configs))
+        for i_config, config in enumerate(spec.configs)
         for target in targets
-        if target in spec.targets
+        if target in spec.targets and (skip is None or skip not in label(spec, config))
     ]
     if jobs == 1:
         return [_job(*item) for item in work]
@@ -236,6 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--summary", help="print this table in Markdown, a line a kernel, and compile nothing")
     parser.add_argument("--module", action="append", default=[], help="only this module (repeatable)")
     parser.add_argument("--target", action="append", default=[], choices=list(TARGETS), help="only this target")
+    parser.add_argument("--skip", help="not the configurations whose label holds this text")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="compiler processes")
     args = parser.parse_args(arguments)
     if args.summary:
@@ -243,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
-    resources = compile_all(args.module, args.target or tuple(TARGETS), args.jobs)
+    resources = compile_all(args.module, args.target or tuple(TARGETS), args.jobs, args.skip)
     print(("{:30} {:26} " + "{:>12} " * 6).format(*COLUMNS))
     for r in resources:
         print(("{:30} {:26} " + "{:>12} " * 6).format(*r.row()), *r.complaints)
