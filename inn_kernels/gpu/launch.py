@@ -146,6 +146,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     found = _compiled.get(key)
     if found is None:
         made = kernel[grid](*args, **options)
+        if made is None:  # a hook of Triton's kept it from being compiled
+            return
         names = kernel.arg_names[len(args) :]
         general = (p.do_not_specialize for p, x in zip(kernel.params, args) if isinstance(x, int))
         if all(general) and set(names) <= set(options):
