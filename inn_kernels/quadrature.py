@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inn_kernels import transforms
 from inn_kernels.tensors import FLOATING, check_real, describe, is_checked, is_constant, is_readable
 
 Quadrature = Union[str, Tensor, Callable[[Tensor], Tensor]]
@@ -251,9 +252,17 @@ def _gauss_legendre(p: Tensor) -> Tensor:
 
 
 def _legendre_rule(n: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
-    """Points and weights on [0, 1]."""
-    points, q = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(n))
-    return ((points + 1) / 2).to(device), (q / 2).to(device)
+    """Points and weights on [0, 1]. In a traced graph n may be a symbol: there, eigenvalues of Legendre's Jacobi matrix
+    and first components of its eigenvectors, which are as exact but for the smallest weights of hundreds of points."""
+    if not transforms.tracing():
+        points, q = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(n))
+        return ((points + 1) / 2).to(device), (q / 2).to(device)
+    k = torch.arange(1, n, dtype=torch.float64)
+    off = k / (4 * k * k - 1).sqrt()
+    points, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+    q = vectors[0].square()
+    points, q = (2 + points - points.flip(0)) / 4, (q + q.flip(0)) / 2
+    return points.to(device), q.to(device)
 
 
 def _point_count(n: int) -> int:
