@@ -5,15 +5,17 @@
     discretize_tap_gradient  the gradients of both axes' tap weights
     interpolate              one axis sampled, its adjoint, and the gradient of its weights
     linear, conv             the fused dataflow: sampling inside the matrix product, one launch forward
-    foreach                  every layer of a network discretized by one launch
+    foreach, foreach_adjoint every layer of a network discretized by one launch, and the gradients of all nodes
 
 What they share:
 
     sampler_tile             columns and runs of rows of a program, for everything that samples weights and activations
+    adjoint_tile             rows of a weight's gradient under rows of nodes, for everything that brings them back
     gemm_tile                the product with sampling in its prologue and epilogue, for linear and conv
     axis_table               which points each node of an axis hears, for that prologue
     split_sum                several programs on one tile of a product, and the sum of their parts
     gemm_configs             the choice of a product's launch configuration; the samplers' is `sampler_tile.plan`
+    foreach_table            which tile of which layer a program of those computes
     launch                   configurations, allocation, the device and its stream
     specs, compile           what is compiled ahead of time, and the harness that does so for each target, with no GPU
 
@@ -64,7 +66,7 @@ _FILES = {
     "spread": "interpolate",
     "interpolate_tap_gradient": "interpolate",
     "discretize_foreach": "foreach",
-    "discretize_foreach_adjoint": "foreach",
+    "discretize_foreach_adjoint": "foreach_adjoint",
     "linear": "linear",
     "linear_backward": "linear",
     "conv": "conv",

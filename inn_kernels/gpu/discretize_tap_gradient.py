@@ -27,8 +27,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from inn_kernels.gpu.adjoint_tile import add_scaled
 from inn_kernels.gpu.discretize import IN_TAPS, OUT_TAPS
-from inn_kernels.gpu.discretize_adjoint import add_scaled
 from inn_kernels.gpu.launch import Config, empty, guard, is_channels_last, launch
 from inn_kernels.gpu.sampler_tile import (
     HELD,
