@@ -38,7 +38,6 @@ from inn_kernels.gpu import (
     gemm_configs,
     gemm_tile,
     linear,
-    split_sum,
 )
 from inn_kernels.gpu.launch import INTERPRETED, Config, target_of
 from inn_kernels.gpu.specs import KernelSpec
@@ -83,11 +82,10 @@ def only(table: Any, config: Config) -> Any:
     return (config,) if isinstance(table[0], Config) else ((gemm_configs.ANY, config),)
 
 
-def runner(case: Case, config: Config, changes: Changes) -> Callable[[], Any]:
+def runner(case: Case, config: Config) -> Callable[[], Any]:
     """The case's launch with one configuration in the table's place."""
     values = [
         (case.module, case.table, only(getattr(case.module, case.table), config)),
-        (split_sum, "PROGRAMS", changes.get("PROGRAMS", split_sum.PROGRAMS)),
         (gemm_configs, "fp32_precision", lambda: case.kind),
     ]
 
@@ -140,7 +138,7 @@ def sampler_cases() -> list[Case]:
 def fused_cases() -> list[Case]:
     """The fused kernels: every kind of multiplication and class of rows in their tables."""
     tiles = grid(DEPTH=(16, 32, 64), num_stages=(2, 3, 4), num_warps=(4, 8), max_registers=(None, 128))
-    tiles += grid(PROGRAMS=(1, 4))
+    tiles += grid(programs=(1, 4))
     squares = grid(SIDE=(32, 64), ROW_DEPTH=(16, 32), num_warps=(4, 8))
     tables = [(linear, "FORWARD", "linear"), (linear, "BACKWARD", "linear_backward")]
     tables += [(conv, "FORWARD", "conv"), (conv, "NODE_GRADIENT", "conv_node_gradient")]
@@ -197,15 +195,14 @@ def measure(case: Case, few: int | None, target: str) -> list[dict[str, Any]]:
     rows, runs = [], {}
     for changes in [{}, *case.candidates[:few]]:
         name = " ".join(f"{key}={value}" for key, value in changes.items()) or "present"
-        fields = {key: value for key, value in changes.items() if key != "PROGRAMS"}
-        config = case.present.on(target)._replace(name=name, instead={"candidate": fields}).on("candidate")
+        config = case.present.on(target)._replace(name=name, instead={"candidate": changes}).on("candidate")
         kernel, _, size_class = case.name.partition(" ")
         row: dict[str, Any] = {"kernel": kernel, "size_class": size_class, "shape": case.shape}
         row |= {"candidate": name, "target": target}
         used: dict[str, Any] | None = {} if DRY else resources(case, config, target)
         if used is not None and (name == "present" or not used.get("spill_bytes")):
             rows.append(row | used)
-            runs[name] = runner(case, config._replace(resident=used.get("resident", config.resident)), changes)
+            runs[name] = runner(case, config._replace(resident=used.get("resident", config.resident)))
     if DRY or DEVICE == "cuda":
         times = device_times(dict(random.sample(list(runs.items()), len(runs))), SECONDS)
         truth = results(runs["present"]())

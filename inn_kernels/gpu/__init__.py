@@ -94,21 +94,22 @@ def launcher(name: str) -> Callable[..., Any]:
 
 def _implementation(name: str) -> Callable[..., Any]:
     plain = getattr(reference, name)
-    weights = [i for i, given in enumerate(inspect.signature(plain).parameters) if given in ("out_weight", "in_weight")]
-    bounded = weights if _FILES[name] in ("linear", "conv") else []
+    parameters = list(inspect.signature(plain).parameters)
+    fused = _FILES[name] in ("linear", "conv")
+    weights = [i for i, given in enumerate(parameters) if fused and given in ("out_weight", "in_weight")]
 
     @functools.wraps(plain)
     def run(*arguments: Any) -> Any:
-        taken = all(map(_storable, arguments)) and all(arguments[i].shape[-1] <= FUSED_TAPS for i in bounded)
-        return launcher(name)(*arguments) if taken else plain(*arguments)
+        # Kernels take tensors of float32 and narrower (and int32 starts), and make such.
+        dtypes = {a.dtype if isinstance(a, Tensor) else a for a in arguments if isinstance(a, (Tensor, torch.dtype))}
+        if dtypes <= _TAKEN and all([arguments[i].shape[-1] <= FUSED_TAPS for i in weights]):
+            return launcher(name)(*arguments)
+        return plain(*arguments)
 
     return run
 
 
-def _storable(argument: Any) -> bool:
-    """Whether the kernels take an argument: a tensor of float32 or narrower (or int32 starts), or such a dtype."""
-    dtype = argument.dtype if isinstance(argument, Tensor) else argument
-    return not isinstance(dtype, torch.dtype) or dtype in STORAGE or dtype == torch.int32
+_TAKEN = {*STORAGE, torch.int32}
 
 
 if missing is None:

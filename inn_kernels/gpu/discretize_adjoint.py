@@ -13,6 +13,9 @@ filling, no float32 copy of dW, no S_out^T dW.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from inn_kernels.gpu.adjoint_tile import MOST_NEAR, adjoint_program
 from inn_kernels.gpu.discretize import TAPS_TYPES
-from inn_kernels.gpu.launch import Config, empty_like_layout, guard, launch
+from inn_kernels.gpu.launch import Config, Launch, empty_like_layout, guard
 from inn_kernels.gpu.sampler_tile import (
     SIZES,
     TAP_COUNTS,
@@ -92,6 +95,16 @@ def discretize_adjoint_kernel(
     )  # fmt: skip
 
 
+@functools.lru_cache(4096)
+def launch_of(sizes: Geometry, out_taps: int, in_taps: int, configs: Sequence[Config], device: torch.device) -> Launch:
+    """The launch that brings back the gradient of a weight of these sizes along axes of so many taps."""
+    p = plan(sizes, sizes.out_nodes, sizes.node_columns, configs, device)
+    options = {"TAPS_OUT": held(out_taps), "TAPS_IN": held(in_taps), "INDEX": p.index}
+    options["ADJACENT"] = sizes.adjacent(sizes.in_points, MOST_NEAR)
+    numbers = (*sizes[1:], p.rows, p.blocks, p.tiles, out_taps, in_taps)
+    return Launch(discretize_adjoint_kernel, p.grid, numbers, {**options, **p.config.options})
+
+
 def gather_adjoint(
     grad: Tensor,
     out: Tensor,
@@ -105,15 +118,9 @@ def gather_adjoint(
     if out.numel():
         counts = tap_counts(out_taps, in_taps)
         configs = configs_for(CONFIGS[grad.element_size() if sizes.index is tl.int32 else 4], *counts)
-        p = plan(sizes, sizes.out_nodes, sizes.node_columns, configs, out.device)
         bits = grad.view(torch.uint16) if grad.dtype == torch.bfloat16 else grad
         with guard(out):
-            launch(
-                discretize_adjoint_kernel, p.grid,
-                bits, out, *flat_taps(out_taps, in_taps), *sizes[1:], p.rows, p.blocks, p.tiles, *counts,
-                TAPS_OUT=held(counts[0]), TAPS_IN=held(counts[1]),
-                ADJACENT=sizes.adjacent(sizes.in_points, MOST_NEAR), INDEX=p.index, **p.config.options,
-            )  # fmt: skip
+            launch_of(sizes, *counts, configs, out.device)(bits, out, *flat_taps(out_taps, in_taps))
     return out
 
 

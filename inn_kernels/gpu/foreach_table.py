@@ -20,7 +20,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from inn_kernels.gpu.launch import TRITON_TYPE, Config, cdiv, empty, guard, launch, processors
+from inn_kernels.gpu.launch import LIMIT, TRITON_TYPE, Config, Launch, cdiv, empty, guard, processors
 from inn_kernels.gpu.sampler_tile import HELD, MIN_ROWS, Geometry, dense
 from inn_kernels.taps import Basis, Taps, taps_for
 
@@ -34,11 +34,14 @@ Sides = tuple[int, int]
 """Positions of the taps of a layer's output and input axis; -1 where it is discrete, and for a vector's input."""
 
 
-def _tap_class(configs: Mapping[int, Config], counts: Sequence[int]) -> int:
+Configs = tuple[tuple[int, Config], ...]
+"""By the most taps of an axis that the variant of a kernel takes; 4 exactly, 0 for any."""
+
+
+def _tap_class(configs: Configs, counts: Sequence[int]) -> tuple[int, Config]:
     """The variant of the kernel for axes of these taps."""
-    if all(n == 4 for n in counts):
-        return 4
-    return next((most for most in configs if most != 4 and max(counts) <= most), 0)
+    most = 4 if all(n == 4 for n in counts) else next((n for n, _ in configs if n > 4 and max(counts) <= n), 0)
+    return most, dict(configs)[most]
 
 
 class _Table(NamedTuple):
@@ -53,6 +56,7 @@ class _Table(NamedTuple):
 class Layout(NamedTuple):
     """What the shapes of layers decide of a launch, and tables with pointers to layers of these shapes."""
 
+    launch: Launch
     layers: np.ndarray  # int64 [layers, 16], without pointers
     sides: np.ndarray  # [layers, 2] positions of the taps of both sides, -1 for none
     identities: list[int]  # sizes of discrete axes that have taps nevertheless, behind the others
@@ -68,14 +72,17 @@ _captured: list[Tensor] = []  # what CUDA graphs read at every replay
 
 @functools.lru_cache(128)
 def layout(
+    kernel: Any,
+    configs: Configs,
+    stored: tl.dtype,  # as what the kernel reads
     shapes: tuple[tuple[torch.Size, bool], ...],  # of what is read; contiguous (or channels_last)?
     taps: tuple[torch.Size, ...],  # [K, T] of each axis
     sides: tuple[Sides, ...],
     nodes: tuple[int, ...] | None,  # of each axis, if points are brought back to nodes; None: nodes to points
-    config: Config,
     device: torch.device,
 ) -> Layout:
     """How layers of these shapes share a launch."""
+    most, config = _tap_class(configs, [taps[at][1] for at in {at for along in sides for at in along if at >= 0}])
     adjoint = nodes is not None
     sizes = nodes if nodes is not None else tuple(points for points, _ in taps)
     identities: list[int] = []
@@ -101,7 +108,8 @@ def layout(
     layer = np.repeat(np.arange(len(programs)), programs)
     within = np.arange(layer.size) - np.repeat(np.cumsum(programs) - programs, programs)
     listed = np.stack([layer, within], 1).astype(np.int32).ravel().view(np.int64)
-    return Layout(layers, np.array(seen), identities, listed, offset, results, {})
+    launch = Launch(kernel, (len(listed),), (), {**config.options, "STORED": stored, "TAPS": most})
+    return Layout(launch, layers, np.array(seen), identities, listed, offset, results, {})
 
 
 def _geometry(nodes: Sequence[int], points: Sequence[int], contiguous: bool) -> Geometry:
@@ -227,37 +235,40 @@ class Foreach(NamedTuple):
     ) -> list[Tensor]:
         device, stored = layers[0].device, layers[0].dtype
         layers = [x if x.is_contiguous() else dense(x) for x in layers]  # copies of any tensor must outlive the launch
-        shapes = tuple([(x.shape, x.is_contiguous()) for x in layers])
-        taps = tuple([t.shape for t in weight])
-        configs = self.configs(stored)
-        most = _tap_class(configs, [taps[at][1] for at in {at for along in sides for at in along if at >= 0}])
-        config = configs[most]
-        made = layout(shapes, taps, tuple(sides), None if nodes is None else tuple(nodes), config, device)
+        made = layout(
+            self.kernel, tuple(self.configs(stored).items()), self.pointee[stored],
+            tuple([(x.shape, x.is_contiguous()) for x in layers]), tuple([w.shape for w in weight]), tuple(sides),
+            None if nodes is None else tuple(nodes), device,
+        )  # fmt: skip
         flat = empty([made.numel], dtype, device)
-        if total := made.tiles.size:
+        if made.tiles.size:
             identities = [_identity(size, device) for size in made.identities]
             flattened = (*start, *(t.start for t in identities), *weight, *(t.weight for t in identities))
             kept = [t.contiguous() for t in flattened]
             table, tiles = on_device(made, tuple([x.data_ptr() for x in (*layers, *kept)]), device)
             with guard(flat):
-                options = config.options | {"STORED": self.pointee[stored], "TAPS": most}
-                launch(self.kernel, (total,), table, tiles, flat, **options)
+                made.launch(table, tiles, flat)
         with torch._C._ExcludeDispatchKeyGuard(_TRACKED):  # tensors of their own on one storage, no views
             return [torch.as_strided(flat, *result) for result in made.results]
 
 
 def _kinds(
     layers: Sequence[Tensor], weight: Sequence[Tensor], sides: Sequence[Sides], dtype: torch.dtype
-) -> list[tuple[list[int], bool]]:
+) -> list[tuple[Sequence[int], bool]]:
     """Which layers share a launch: those of one storage dtype, apart from those with long taps.
 
     Returns the layers of each kind, and whether the kernels take them: no float64, nothing empty or past int32.
     """
-    long = [w.shape[1] > HELD for w in weight]
-    wide = [w.dtype != torch.float32 for w in weight]
+    stored = [x.dtype for x in layers]
+    sizes = [x.numel() for x in layers]
+    plain = all([w.dtype == torch.float32 and w.shape[1] <= HELD for w in weight])
+    alike = len(set(stored)) == 1 and stored[0] in TRITON_TYPE and min(sizes) > 0 and max(sizes) < LIMIT
+    if plain and alike and dtype in TRITON_TYPE:
+        return [(range(len(layers)), True)]
     found: dict[tuple, list[int]] = {}
-    for n, (x, along) in enumerate(zip(layers, sides)):
-        own = [at for at in along if at >= 0]
-        takes = x.dtype in TRITON_TYPE and 0 < x.numel() < 2**31 and not any([wide[at] for at in own])
-        found.setdefault((x.dtype, any([long[at] for at in own]), takes and dtype in TRITON_TYPE), []).append(n)
+    for n, along in enumerate(sides):
+        own = [weight[at] for at in along if at >= 0]
+        takes = dtype in TRITON_TYPE and stored[n] in TRITON_TYPE and 0 < sizes[n] < LIMIT
+        takes = takes and all(w.dtype == torch.float32 for w in own)
+        found.setdefault((stored[n], any(w.shape[1] > HELD for w in own), takes), []).append(n)
     return [(members, takes) for (_, _, takes), members in found.items()]
