@@ -36,7 +36,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from inn_kernels import ops, reference  # noqa: F401 (ops defines what is implemented here)
 
@@ -94,15 +93,19 @@ def launcher(name: str) -> Callable[..., Any]:
 
 def _implementation(name: str) -> Callable[..., Any]:
     plain = getattr(reference, name)
-    parameters = list(inspect.signature(plain).parameters)
+    parameters = inspect.signature(plain).parameters.values()
+    tensors = [i for i, given in enumerate(parameters) if given.annotation == "Tensor"]
+    optional = [i for i, given in enumerate(parameters) if given.annotation == "Tensor | None"]
+    results = [i for i, given in enumerate(parameters) if given.name == "dtype"]
     fused = _FILES[name] in ("linear", "conv")
-    weights = [i for i, given in enumerate(parameters) if fused and given in ("out_weight", "in_weight")]
+    weights = [i for i, given in enumerate(parameters) if fused and given.name in ("out_weight", "in_weight")]
 
     @functools.wraps(plain)
     def run(*arguments: Any) -> Any:
         # Kernels take tensors of float32 and narrower (and int32 starts), and make such.
-        dtypes = {a.dtype if isinstance(a, Tensor) else a for a in arguments if isinstance(a, (Tensor, torch.dtype))}
-        if dtypes <= _TAKEN and all([arguments[i].shape[-1] <= FUSED_TAPS for i in weights]):
+        taken = all([arguments[i].dtype in _TAKEN for i in tensors]) and all([arguments[i] in _TAKEN for i in results])
+        taken = taken and all([arguments[i] is None or arguments[i].dtype in _TAKEN for i in optional])
+        if taken and all([arguments[i].shape[-1] <= FUSED_TAPS for i in weights]):
             return launcher(name)(*arguments)
         return plain(*arguments)
 

@@ -228,7 +228,8 @@ class Geometry(NamedTuple):
 
 def configs_for(table: Mapping[int, Sequence[Config]], *counts: int) -> Sequence[Config]:
     """Of a table by the most taps of an axis: the first that covers `counts`, else the last."""
-    return next((configs for most, configs in table.items() if max(counts) <= most), [*table.values()][-1])
+    wanted, last = max(counts), max(table)
+    return next((table[most] for most in table if wanted <= most), table[last])
 
 
 class Plan(NamedTuple):
