@@ -76,7 +76,7 @@ study-figures:
 RATES ?= 0.001 0.003 0.01
 SEEDS ?= 0 1 2
 NETS ?= vgg nin resnet
-ROWS ?= slices points-cubic points-bspline cells-conservative cells-cubic cells-bspline alone-25 alone-50 alone-100
+ROWS ?= slices points-cubic points-bspline cells-conservative cells-cubic cells-bspline cells-switched alone-25 alone-50 alone-100
 TRAININGS := $(foreach net,$(NETS),$(ROWS:%=widths-$(net)/%))
 WIDTHS := $(RUN) -m bench.studies.widths
 .PHONY: widths $(TRAININGS)
