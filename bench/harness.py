@@ -10,6 +10,7 @@ import csv
 import gc
 import platform
 import random
+import shutil
 import statistics
 import subprocess
 import time
@@ -144,17 +145,21 @@ def environment(device: str = "cpu") -> dict[str, str]:
         triton_version = triton.__version__
     except ImportError:
         triton_version = ""
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
     drawn = ("bench/results", "README.md", "docs/bench.md", "docs/figures")
-    dirty = any(not line[3:].startswith(drawn) for line in changed.splitlines())
+    dirty = any(not line[3:].startswith(drawn) for line in _git("status", "--porcelain", "-uno").splitlines())
     return {
         "device": device_name() if device == "cpu" else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton_version,
-        "commit": commit + ("+changes" if dirty else ""),
+        "commit": _git("rev-parse", "--short", "HEAD").strip() + ("+changes" if dirty else ""),
     }
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the repository; nothing where there is no git, or no repository."""
+    if shutil.which("git") is None:
+        return ""
+    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout
 
 
 def read_csv(path: Path, kind: type[R] = Row) -> list[R]:  # type: ignore[assignment]

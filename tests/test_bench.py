@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench import __main__ as command  # noqa: E402
-from bench import compare, count, gpu, harness, jobs, networks, providers, torch_integral  # noqa: E402
+from bench import compare, count, harness, jobs, networks, providers, torch_integral  # noqa: E402
 from bench.tables import targets  # noqa: E402
 from inn_kernels import ops  # noqa: E402
 
@@ -186,12 +186,6 @@ def test_figures_are_the_same_bytes_every_time(tmp_path):
     for name in ("a", "b"):
         figures.draw(rows, tmp_path / name)
     assert (tmp_path / "a" / "growth.svg").read_bytes() == (tmp_path / "b" / "growth.svg").read_bytes()
-
-
-def test_gpu_script_runs_dry(monkeypatch, capsys, small_network):
-    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--dry-run"])
-    gpu.main()
-    assert "rows, none written" in capsys.readouterr().out
 
 
 def test_pytest_benchmark_holds_the_same_numbers(tmp_path):
