@@ -76,14 +76,20 @@ def test_no_case_is_begun_after_the_deadline(bench):
     assert run(bench, [Job("late", pytest.fail)], time.monotonic() - 1) == []
 
 
-def test_a_lost_device_ends_the_process(bench, monkeypatch):
+def test_a_lost_device_ends_the_process_and_another_goes_on(bench, rows, monkeypatch):
     def raise_(*_):
         raise RuntimeError("illegal memory access")
 
     bench.device = "cuda"
     monkeypatch.setattr(torch.cuda, "synchronize", raise_)
+    trials = {"first": lambda: Trial(raise_), "second": lambda: Trial(lambda: None)}
+    kernels = Job("kernels", lambda: bench.passes("sampling", "a", lambda: trials))
     with pytest.raises(Lost, match="illegal memory access"):
-        run(bench, [Job("kernel", raise_), Job("never", pytest.fail)])
+        run(bench, [kernels, Job("never", pytest.fail)])
+    assert [(row.provider, row.problem) for row in rows] == [("first", "RuntimeError: illegal memory access")]
+    bench.device, bench.kept = "cpu", {row.key: row for row in rows}  # as another process finds them
+    run(bench, [kernels])
+    assert [row.provider for row in rows] == ["first", "second"] and not rows[1].problem
 
 
 # Stages ----------------------------------------------------------------------------------------------------------
@@ -116,7 +122,7 @@ def test_rows_outlive_a_process_that_dies_and_one_that_hangs(tmp_path, monkeypat
         found = [(row["shape"], row["problem"]) for row in csv.DictReader(file)]
     assert found == [("a", ""), ("kills", "its process died: exit 247"), ("b", ""), ("hangs", "stopped")]
     with (tmp_path / "stages.csv").open() as file:
-        assert [row["outcome"] for row in csv.DictReader(file)] == ["exit 247", "stopped"]
+        assert [row["outcome"] for row in csv.DictReader(file)] == ["exit 247", "exit 247", "stopped"]
 
 
 def test_programs_run_side_by_side_and_are_stopped_with_what_they_started(tmp_path):

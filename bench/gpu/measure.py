@@ -1,6 +1,6 @@
 """The process that measures: each case once it has begun is noted, each row is on disk as soon as there is one.
 
-A process that dies (of one kernel a context may) is followed by another that goes on behind the case it died in; see
+A process that dies (of one kernel a context may) is followed by another, which finds the rows there are and goes on:
 `stages.measurements`.
 """
 
@@ -19,7 +19,7 @@ import torch
 
 from bench.gpu.jobs import dry_jobs, gpu_jobs
 from bench.gpu.rows import DeviceRow, GpuBench, Lost, described
-from bench.harness import append_csv
+from bench.harness import append_csv, read_csv
 from bench.jobs import Job
 
 ROWS, BEGUN = "rows.csv", "begun.txt"
@@ -87,6 +87,7 @@ def main() -> int:
     bench = GpuBench(device, seconds, ways, 64 if options.dry_run or options.warm else 8192, write=write)
     if not options.warm:
         append_csv([], options.out / ROWS, DeviceRow)  # what follows a process that dies finds the columns there
+        bench.kept = {row.key: row for row in read_csv(options.out / ROWS, DeviceRow)}
     jobs = list(enumerate(dry_jobs(bench) if options.dry_run else gpu_jobs(bench)))[options.first :]
     jobs = [(number, job) for number, job in jobs if options.k in job.name]
     if options.warm:

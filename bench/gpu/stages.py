@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 TESTS = Path("tests") / "gpu"
 WITHOUT_DEVICE = ("test_gpu_compile.py", "test_sweep.py")  # what a CPU shows as well
 SANITIZED = (
@@ -84,7 +85,12 @@ class Session:
         with (self.out / command.file).open("ab") as file:
             variables = os.environ | {"PYTHONUNBUFFERED": "1"} | command.variables
             return subprocess.Popen(
-                command.arguments, stdout=file, stderr=subprocess.STDOUT, env=variables, start_new_session=True
+                command.arguments,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=variables,
+                cwd=ROOT,
+                start_new_session=True,
             )
 
     def note(self, stage: str, name: str, at: float, outcome: str) -> None:
@@ -127,9 +133,13 @@ def tests(session: Session, share: float) -> None:
 
 
 def measurements(session: Session, share: float, only: str = "") -> None:
-    """Rows, by one process at a time; after one that died, the next goes on behind the case it died in."""
-    first, code = 0, 1
+    """Rows, by one process at a time. After one that died the next does the rest of its case.
+
+    A case that leaves no row before its process dies is done with: it gets a row that says so.
+    """
+    rows, first, code = session.out / "rows.csv", 0, 1
     while code:
+        before = rows.read_bytes().count(b"\n") if rows.exists() else 1
         arguments = session.python("bench.gpu.measure", "--out", str(session.out), "-k", only)
         arguments += ["--first", str(first), "--deadline", f"{max(session.left(share), 0):.1f}"]
         grace = share + GRACE / session.deadline
@@ -137,8 +147,10 @@ def measurements(session: Session, share: float, only: str = "") -> None:
         begun = last_begun(session.out / "begun.txt")
         if code == 0 or begun is None or begun[0] < first:
             return
-        add_lost(session.out / "rows.csv", begun[1], "stopped" if code is None else f"its process died: exit {code}")
-        first = begun[0] + 1
+        first = begun[0]
+        if code is None or rows.read_bytes().count(b"\n") == before:
+            add_lost(rows, begun[1], "stopped" if code is None else f"its process died: exit {code}")
+            first += 1
 
 
 def add_lost(path: Path, name: str, problem: str) -> None:
