@@ -68,11 +68,8 @@ def operator_calls() -> Iterator[Call]:
     weight, dense_bias = torch.randn(POINTS, POINTS), torch.randn(POINTS)
     taps = (*taps_for(POINTS, NODES)[:2], *taps_for(POINTS, NODES, weighted=True)[:2])
     start, along = taps[2:]
-    filters, image, d_image = (
-        torch.randn(NODES, NODES, 3, 3),
-        torch.randn(2, POINTS, 4, 4),
-        torch.randn(2, POINTS, 4, 4),
-    )
+    filters = torch.randn(NODES, NODES, 3, 3)
+    image, d_image = (torch.randn(2, POINTS, 4, 4) for _ in range(2))
     window, size, wide = ([1, 1],) * 3, [4, 4], torch.float32
     calls: dict[str, Callable[[], object]] = {
         FORWARD: lambda: F.linear(x, weight, dense_bias),
@@ -201,7 +198,7 @@ def measured(call: Call, gpu: NoGpu, dense: dict[str, float], seconds: float, ro
 def main() -> None:
     """Measure the calls, print and write a row as each is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-k", default="", help="only calls whose group and name hold this text, and the dense ones")
+    parser.add_argument("-k", default="", help="only calls whose group and name hold this text; nothing written")
     parser.add_argument("--seconds", type=float, default=1.5, help="CPU time spent on each call")
     parser.add_argument("--quick", action="store_true", help="a round each, nothing written")
     parser.add_argument("--csv", type=Path, default=RESULTS / "host.csv", help="where the rows are written")
@@ -212,7 +209,8 @@ def main() -> None:
     width = 8
     model = networks.converted(networks.ResNet18(width), 32)  # of real numbers
     gpu, where, dense = NoGpu(), environment(), {}
-    if not options.quick:
+    whole = not (options.quick or options.k)
+    if whole:
         options.csv.unlink(missing_ok=True)
     seconds, rounds = (0.0, 1) if options.quick else (options.seconds, ROUNDS)
     for call in itertools.chain(operator_calls(), layer_calls(), network_calls(model, width)):
@@ -220,10 +218,9 @@ def main() -> None:
             continue
         row = measured(call, gpu, dense, seconds, rounds)
         ratio = f"{row.ratio:6.1f} x {row.dense}" if row.ratio else ""
-        print(
-            f"{row.call:<46}{row.us:10.1f} us {row.launches:4} launches {row.operators:4} operators {ratio}", flush=True
-        )
-        if not options.quick:
+        counts = f"{row.launches:4} launches {row.operators:4} operators"
+        print(f"{row.call:<46}{row.us:10.1f} us {counts} {ratio}", flush=True)
+        if whole:
             append_csv([HostRow(**{**row.__dict__, **where})], options.csv, HostRow)
 
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +29,8 @@ import triton
 from torch import Tensor
 
 from bench.gpu.clock import Rotation, rotated, timing
-from bench.gpu.rows import described
-from bench.harness import append_csv, quantiles
+from bench.gpu.rows import Lost, check_device, described
+from bench.harness import append_csv, quantiles, read_csv
 from inn_kernels.gpu import compile as aot
 from inn_kernels.gpu import (
     conv,
@@ -80,6 +81,11 @@ class SweepRow:
     device: str = ""
     torch: str = torch.__version__
     triton: str = triton.__version__
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What a row is a measurement of."""
+        return self.kernel, self.size_class, self.candidate
 
 
 class Case(NamedTuple):
@@ -232,11 +238,21 @@ def candidates(case: Case, few: int | None, target: str) -> Iterator[tuple[Sweep
             yield row, config._replace(resident=row.resident or config.resident), changes
 
 
-def measure(case: Case, few: int | None, target: str, seconds: float | None) -> Iterator[SweepRow]:
-    """A row of each candidate, the present choice first. `seconds` of device time each; None: none is run."""
+def measure(
+    case: Case, few: int | None, target: str, seconds: float | None, known: Container[tuple[str, ...]] = ()
+) -> Iterator[SweepRow]:
+    """A row of each candidate not yet known, and of the present choice, first. `seconds` of device time each.
+
+    With None, nothing is run.
+
+    Raises:
+        Lost: behind the row of a candidate that ended this process's use of the device.
+    """
     launches = rotated(case.run).calls if seconds is not None else []
     truth: list[Tensor] = []
     for row, config, changes in candidates(case, few, target):
+        if row.candidate != "present" and row.key in known:
+            continue
         if seconds is not None:
             try:
                 runs = [runner(case, config, changes, launch) for launch in launches]
@@ -247,6 +263,7 @@ def measure(case: Case, few: int | None, target: str, seconds: float | None) -> 
             except Exception as error:
                 row.problem = described(error)
         yield row
+        check_device(DEVICE if seconds is not None else "cpu")
 
 
 def results(made: Any) -> list[Tensor]:
@@ -276,16 +293,16 @@ def report(case: Case, found: list[SweepRow]) -> None:
         print("    candidate", row.candidate, *numbers, flush=True)
 
 
-def main() -> None:
-    """Run the cases named on the command line; a row on disk as soon as there is one."""
+def main() -> int:
+    """Run the cases named on the command line; a row on disk as soon as there is one. 1: the device was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-k", default="", help="only cases whose kernel and size class hold this text")
     parser.add_argument("--resources", action="store_true", help="compile only, for --target")
     parser.add_argument("--target", choices=list(aot.TARGETS), help="default: the GPU's, or sm_90")
     parser.add_argument("--few", type=int, help="only so many candidates of each case")
-    parser.add_argument("--out", type=Path, help="folder of sweep.csv")
+    parser.add_argument("--out", type=Path, help="folder of sweep.csv; candidates it has are not run again")
     parser.add_argument("--deadline", type=float, default=math.inf, help="seconds after which no candidate is begun")
-    parser.add_argument("--warm", default="", metavar="N/OF", help="a share of the cases, once, nothing written")
+    parser.add_argument("--warm", default="", metavar="N/OF", help="a share of the cases, once; nothing written")
     options = parser.parse_args()
     ends = time.monotonic() + options.deadline
     if DEVICE == "cpu" and not (DRY or options.resources):
@@ -293,18 +310,26 @@ def main() -> None:
     target = options.target or target_of(torch.device(DEVICE))
     seconds = None if options.resources else 0.0 if options.warm else SECONDS
     part, of = map(int, options.warm.split("/")) if options.warm else (0, 1)
+    path = options.out / "sweep.csv" if options.out and not options.warm else None
+    known = {row.key for row in read_csv(path, SweepRow)} if path and path.exists() else set()
     cases = [case for case in sampler_cases() + fused_cases() if options.k in case.name]
-    for case in cases[part::of]:
-        found = []
-        for row in measure(case, options.few, target, seconds):
-            found.append(row)
-            if options.out and not options.warm:
-                append_csv([row], options.out / "sweep.csv", SweepRow)
+    try:
+        for case in cases[part::of]:
+            found: list[SweepRow] = []
+            for row in measure(case, options.few, target, seconds, known):
+                found.append(row)
+                if path and row.key not in known:
+                    append_csv([row], path, SweepRow)
+                if time.monotonic() >= ends:
+                    break
+            report(case, found)
             if time.monotonic() >= ends:
-                report(case, found)
-                return
-        report(case, found)
+                break
+    except Lost as error:
+        print(f"the device is lost to this process: {error}", flush=True)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,8 +22,8 @@ STAGES = {
 SWEEP = {"sweep": (stages.sweep, 1.0)}
 
 
-def main() -> None:
-    """Run the stages one after the other."""
+def main() -> int:
+    """Run the stages one after the other; 1 if a program of theirs failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of all that is found: a new or an empty one")
     parser.add_argument("--deadline", type=float, default=540, help="seconds after which nothing is begun")
@@ -41,7 +41,8 @@ def main() -> None:
         if name in (options.only or (*STAGES, *SWEEP)):
             run = partial(stage, only=options.k) if name == "measurements" else stage
             run(session, share)
+    return int(session.failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from bench.gpu.jobs import dry_jobs, gpu_jobs
-from bench.gpu.rows import DeviceRow, GpuBench, Lost, described
+from bench.gpu.rows import DeviceRow, GpuBench, Lost, check_device, described
 from bench.harness import append_csv, read_csv
 from bench.jobs import Job
 
@@ -26,12 +26,13 @@ ROWS, BEGUN = "rows.csv", "begun.txt"
 DATAFLOWS = ("auto", "materialize", "factored", "fused")
 
 
-def measure(
-    jobs: Sequence[tuple[int, Job]],
-    bench: GpuBench,
-    begin: Callable[[int, str], None],
-    ends: float,
-) -> None:
+def failed(name: str, error: Exception, where: dict[str, str]) -> DeviceRow:
+    """The row of a case that came to none of its own."""
+    nothing = math.nan
+    return DeviceRow("case", "", "", name, "bfloat16", nothing, nothing, nothing, problem=described(error), **where)
+
+
+def measure(jobs: Sequence[tuple[int, Job]], bench: GpuBench, begin: Callable[[int, str], None], ends: float) -> None:
     """Run jobs until `ends` on the monotonic clock. One that fails is a row, and the next is run."""
     for number, job in jobs:
         if time.monotonic() >= ends:
@@ -44,11 +45,8 @@ def measure(
             raise
         except Exception as error:
             traceback.print_exc()
-            nothing = (math.nan,) * 3
-            bench.write(
-                DeviceRow("case", "", "", job.name, "bfloat16", *nothing, problem=described(error), **bench.where)
-            )
-            bench.check_device()
+            bench.write(failed(job.name, error, bench.where))
+            check_device(bench.device)
         gc.collect()
         if bench.device == "cuda":
             torch.cuda.empty_cache()
@@ -62,9 +60,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the case to begin with")
     parser.add_argument("--deadline", type=float, default=math.inf, help="seconds after which no case is begun")
     parser.add_argument("--seconds", type=float, default=0.1, help="device time of each row")
-    parser.add_argument(
-        "--warm", default="", metavar="N/OF", help="a share of the cases, once: compiles, writes nothing"
-    )
+    parser.add_argument("--warm", default="", metavar="N/OF", help="a share of the cases, once; nothing written")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU")
     options = parser.parse_args()
     ends, begun = time.monotonic() + options.deadline, options.out / BEGUN

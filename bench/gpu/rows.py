@@ -52,6 +52,15 @@ class Lost(Exception):
     """The device takes no more calls from this process."""
 
 
+def check_device(device: str) -> None:
+    """Raise Lost after an error that ends a process's use of the device."""
+    if device == "cuda":
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise Lost(described(error)) from None
+
+
 @dataclass(eq=False)
 class GpuBench(Bench):
     """Measures a GPU in bfloat16 over float32 nodes; with no seconds, or on a CPU, runs everything once."""
@@ -87,16 +96,8 @@ class GpuBench(Bench):
             row.ratio_to_dense = row.ms_p50 / base.ms_p50
         self.kept[row.key] = row
         self.write(row)
-        self.check_device()
+        check_device(self.device)
         return row
-
-    def check_device(self) -> None:
-        """Raise Lost after an error that ends a process's use of the device."""
-        if self.device == "cuda":
-            try:
-                torch.cuda.synchronize()
-            except RuntimeError as error:
-                raise Lost(described(error)) from None
 
     def machine(self, dtype: torch.dtype) -> list[Row]:
         """The limits, written."""

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +31,7 @@ SANITIZED = (
 )
 DRY_TESTS = ("test_launch.py::test_the_second_launch_is_direct",)
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": (), "synccheck": ()}
+SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "LaunchStats", "SchedulerStats", "WarpStateStats")
 GRACE = 15.0  # seconds after the deadline in which a case that has begun may end
 WORKERS, WARMERS = 12, 4  # processes that test, and that compile what is measured
 
@@ -53,6 +54,7 @@ class Session:
     deadline: float
     dry: bool = False
     begun: float = field(default_factory=time.monotonic)
+    failed: bool = False  # did any program?
 
     def left(self, share: float = 1.0) -> float:
         """Seconds until a share of the deadline has passed."""
@@ -76,6 +78,7 @@ class Session:
                     codes.append(None)
                     stop(process)
                 self.note(stage, command.name, at, "stopped" if codes[-1] is None else f"exit {codes[-1]}")
+                self.failed |= codes[-1] not in (0, None)
         finally:
             for process in running:
                 stop(process)
@@ -84,14 +87,8 @@ class Session:
     def _start(self, command: Command) -> subprocess.Popen:
         with (self.out / command.file).open("ab") as file:
             variables = os.environ | {"PYTHONUNBUFFERED": "1"} | command.variables
-            return subprocess.Popen(
-                command.arguments,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=variables,
-                cwd=ROOT,
-                start_new_session=True,
-            )
+            both = {"stdout": file, "stderr": subprocess.STDOUT}
+            return subprocess.Popen(command.arguments, env=variables, cwd=ROOT, start_new_session=True, **both)
 
     def note(self, stage: str, name: str, at: float, outcome: str) -> None:
         """A line of stages.csv, and on the screen."""
@@ -139,7 +136,7 @@ def measurements(session: Session, share: float, only: str = "") -> None:
     """
     rows, first, code = session.out / "rows.csv", 0, 1
     while code:
-        before = rows.read_bytes().count(b"\n") if rows.exists() else 1
+        before = lines_of(rows)
         arguments = session.python("bench.gpu.measure", "--out", str(session.out), "-k", only)
         arguments += ["--first", str(first), "--deadline", f"{max(session.left(share), 0):.1f}"]
         grace = share + GRACE / session.deadline
@@ -148,9 +145,14 @@ def measurements(session: Session, share: float, only: str = "") -> None:
         if code == 0 or begun is None or begun[0] < first:
             return
         first = begun[0]
-        if code is None or rows.read_bytes().count(b"\n") == before:
+        if code is None or lines_of(rows) <= max(before, 1):
             add_lost(rows, begun[1], "stopped" if code is None else f"its process died: exit {code}")
             first += 1
+
+
+def lines_of(path: Path) -> int:
+    """Lines of a file, 0 where there is none."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def add_lost(path: Path, name: str, problem: str) -> None:
@@ -173,37 +175,37 @@ def last_begun(path: Path) -> tuple[int, str] | None:
 
 
 def sweep(session: Session, share: float) -> None:
-    """Every candidate of the launch configurations: many processes compile, then one measures."""
+    """Every candidate of the launch configurations: many processes compile, then one at a time measures."""
     program = [sys.executable, "-m", "bench.sweep", *(["--few", "2", "-k", "narrow"] if session.dry else [])]
     variables = {"TRITON_INTERPRET": "1"} if session.dry else {}
     of = 1 if session.dry else WORKERS
     parts = [f"{n}/{of}" for n in range(of)]
     warm = [Command(f"compile {part}", [*program, "--warm", part], "log.txt", variables) for part in parts]
     session.run("sweep", warm, 0.6 * share)
-    program += ["--out", str(session.out), "--deadline", f"{max(session.left(share), 0):.1f}"]
-    session.run("sweep", [Command("measure", program, "log.txt", variables)], share + GRACE / session.deadline)
+    rows, before, code = session.out / "sweep.csv", -1, 1
+    while code and lines_of(rows) > before:
+        before = lines_of(rows)
+        arguments = [*program, "--out", str(session.out), "--deadline", f"{max(session.left(share), 0):.1f}"]
+        command = Command("measure", arguments, "log.txt", variables)
+        (code,) = session.run("sweep", [command], share + GRACE / session.deadline)
 
 
-def under(tool: str, options: Sequence[str], program: Sequence[str], session: Session) -> list[str] | None:
-    """The program under a tool; by itself in a dry run; None where there is no such tool."""
+def tooled(session: Session, share: float, stage: str, tool: Sequence[str], command: Command) -> None:
+    """Run a program under a tool (by itself in a dry run), or note that there is no such tool."""
     if session.dry:
-        return list(program)
-    return [tool, *options, *program] if shutil.which(tool) else None
+        session.run(stage, [command], share)
+    elif shutil.which(tool[0]):
+        session.run(stage, [replace(command, arguments=[*tool, *command.arguments])], share)
+    else:
+        session.note(stage, command.name, time.monotonic() - session.begun, f"no {tool[0]} here")
 
 
 def profiles(session: Session, share: float) -> None:
     """Six kernels under ncu."""
-    sections = (
-        "SpeedOfLight",
-        "MemoryWorkloadAnalysis",
-        "Occupancy",
-        "LaunchStats",
-        "SchedulerStats",
-        "WarpStateStats",
-    )
-    options = ["--profile-from-start", "off", "--clock-control", "none"]
-    options += [word for section in sections for word in ("--section", section)]
-    tooled(session, share, "profiles", "ncu", options, session.python("bench.gpu.profiled"), "profiles.txt", {})
+    ncu = ["ncu", "--profile-from-start", "off", "--clock-control", "none"]
+    ncu += [word for section in SECTIONS for word in ("--section", section)]
+    command = Command("six kernels", session.python("bench.gpu.profiled"), "profiles.txt")
+    tooled(session, share, "profiles", ncu, command)
 
 
 def constants(session: Session, share: float) -> None:
@@ -217,25 +219,6 @@ def sanitizers(session: Session, share: float) -> None:
     chosen = [str(TESTS / test) for test in (DRY_TESTS if session.dry else SANITIZED)]
     program = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *chosen]
     for tool, more in TOOLS.items():
-        options = ["--tool", tool, "--error-exitcode", "9", *more]
-        variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        tooled(session, share, "sanitizers", "compute-sanitizer", options, program, "sanitizers.txt", variables)
-
-
-def tooled(
-    session: Session,
-    share: float,
-    stage: str,
-    tool: str,
-    options: Sequence[str],
-    program: Sequence[str],
-    file: str,
-    variables: dict[str, str],
-) -> None:
-    """Run a program under a tool, or note that there is none."""
-    arguments = under(tool, options, program, session)
-    name = " ".join([tool, *options[1:2]])
-    if arguments is None:
-        session.note(stage, name, time.monotonic() - session.begun, f"no {tool} here")
-    else:
-        session.run(stage, [Command(name, arguments, file, variables)], share)
+        sanitizer = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *more]
+        command = Command(tool, program, "sanitizers.txt", {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+        tooled(session, share, "sanitizers", sanitizer, command)
