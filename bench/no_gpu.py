@@ -14,6 +14,7 @@ import ctypes
 import importlib
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,6 @@ from typing import Any
 import torch
 
 PROCESSORS = 132
-_SIZE_CACHES = (
-    ("inn_kernels.gpu.sampler_tile", "plan"),
-    ("inn_kernels.gpu.foreach_table", "layout"),
-    ("inn_kernels.dispatch", "_cheapest"),
-)
-"""What is kept by sizes, besides taps."""
 
 
 class NoGpu:
@@ -46,11 +41,14 @@ class NoGpu:
 
 
 def forget_sizes() -> None:
-    """Empty the caches of launch plans: the next call finds its sizes new. (Taps are kept elsewhere.)"""
-    for module, name in _SIZE_CACHES:
-        cache = getattr(importlib.import_module(module), name, None)
-        if hasattr(cache, "cache_clear"):
-            cache.cache_clear()
+    """Empty what the package keeps by sizes, which are its bounded caches: the next call finds its sizes new.
+
+    (Taps are kept elsewhere.)
+    """
+    for name in [name for name in sys.modules if name.startswith(("inn_kernels.", "integral_nn."))]:
+        for kept in vars(sys.modules[name]).values():
+            if hasattr(kept, "cache_parameters") and kept.cache_parameters()["maxsize"]:
+                kept.cache_clear()
 
 
 def _load_driver() -> ctypes.CDLL:

@@ -41,7 +41,6 @@ from inn_kernels.gpu import (
     gemm_configs,
     gemm_tile,
     linear,
-    split_sum,
 )
 from inn_kernels.gpu.launch import INTERPRETED, Config, target_of
 from inn_kernels.gpu.specs import KernelSpec
@@ -116,11 +115,10 @@ def only(table: Any, config: Config) -> Any:
     return (config,) if isinstance(table[0], Config) else ((gemm_configs.ANY, config),)
 
 
-def runner(case: Case, config: Config, changes: Changes, launch: Callable[[], Any]) -> Callable[[], Any]:
+def runner(case: Case, config: Config, launch: Callable[[], Any]) -> Callable[[], Any]:
     """A launch of the case with one configuration in the table's place."""
     values = [
         (case.module, case.table, only(getattr(case.module, case.table), config)),
-        (split_sum, "PROGRAMS", changes.get("PROGRAMS", split_sum.PROGRAMS)),
         (gemm_configs, "fp32_precision", lambda: case.kind),
     ]
 
@@ -173,7 +171,7 @@ def sampler_cases() -> list[Case]:
 def fused_cases() -> list[Case]:
     """The fused kernels: every kind of multiplication and class of rows in their tables."""
     tiles = grid(DEPTH=(16, 32, 64), num_stages=(2, 3, 4), num_warps=(4, 8), max_registers=(None, 128))
-    tiles += grid(PROGRAMS=(1, 4))
+    tiles += grid(programs=(1, 4))
     squares = grid(SIDE=(32, 64), ROW_DEPTH=(16, 32), num_warps=(4, 8))
     tables = [(linear, "FORWARD", "linear"), (linear, "BACKWARD", "linear_backward")]
     tables += [(conv, "FORWARD", "conv"), (conv, "NODE_GRADIENT", "conv_node_gradient")]
@@ -225,17 +223,16 @@ def resources(case: Case, config: Config, target: str) -> dict[str, Any]:
     return measured | {"resident": programs, "in_flight": programs * ahead(config, case.module)}
 
 
-def candidates(case: Case, few: int | None, target: str) -> Iterator[tuple[SweepRow, Config, Changes]]:
+def candidates(case: Case, few: int | None, target: str) -> Iterator[tuple[SweepRow, Config]]:
     """The present choice, and each candidate that compiles and spills nothing."""
     for changes in [{}, *case.candidates[:few]]:
         name = " ".join(f"{key}={value}" for key, value in changes.items()) or "present"
-        fields = {key: value for key, value in changes.items() if key != "PROGRAMS"}
-        config = case.present.on(target)._replace(name=name, instead={"candidate": fields}).on("candidate")
+        config = case.present.on(target)._replace(name=name, instead={"candidate": changes}).on("candidate")
         kernel, _, size_class = case.name.partition(" ")
         used: dict[str, Any] = {} if DRY else resources(case, config, target)
         row = SweepRow(kernel, size_class, case.shape, name, target, device=NAME, **used)
         if name == "present" or not (row.problem or row.spill_bytes):
-            yield row, config._replace(resident=row.resident or config.resident), changes
+            yield row, config._replace(resident=row.resident or config.resident)
 
 
 def measure(
@@ -250,12 +247,12 @@ def measure(
     """
     launches = rotated(case.run).calls if seconds is not None else []
     truth: list[Tensor] = []
-    for row, config, changes in candidates(case, few, target):
+    for row, config in candidates(case, few, target):
         if row.candidate != "present" and row.key in known:
             continue
         if seconds is not None:
             try:
-                runs = [runner(case, config, changes, launch) for launch in launches]
+                runs = [runner(case, config, launch) for launch in launches]
                 values = results(runs[0]())
                 truth = truth or values
                 row.error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(values, truth))

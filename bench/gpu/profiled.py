@@ -1,6 +1,7 @@
-"""Six kernels at the sizes of the tables, each once, for a profiler that listens from `start` on.
+"""Six kernels at the sizes of the tables, each once, for a profiler; or all kernels of a training step, counted.
 
 ncu --profile-from-start off --clock-control none python -m bench.gpu.profiled [--dry-run]
+python -m bench.gpu.profiled --step [--dry-run]
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import argparse
 from functools import partial
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from bench.gpu.networks import KINDS, build
 from bench.gpu.samplers import along, resnet50
 from bench.jobs import BF16
 from inn_kernels import ops
@@ -41,12 +44,8 @@ def kernels(device: str) -> dict[str, partial]:
     }
 
 
-def main() -> None:
+def once_each(device: str) -> None:
     """Warm up, then call each kernel once before the profiler."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
-    options = parser.parse_args()
-    device = "cpu" if options.dry_run else "cuda"
     calls = kernels(device)
     for call in calls.values():
         call()
@@ -59,6 +58,32 @@ def main() -> None:
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.profiler.stop()
+
+
+def one_step(device: str) -> None:
+    """Print what runs in a training step of the first network, by the device's time."""
+    kind = next(iter(KINDS))
+    step = build(kind, device).step("auto", "eager")
+    for _ in range(3):
+        step()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    with profile(activities=activities) as profiler:
+        step()
+    order = "self_cuda_time_total" if device == "cuda" else "self_cpu_time_total"
+    print(f"A training step, {kind}\n{profiler.key_averages().table(order, row_limit=80, max_name_column_width=70)}")
+
+
+def main() -> None:
+    """Call what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--step", action="store_true", help="a training step of a ResNet-18, by PyTorch's own profiler")
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
+    options = parser.parse_args()
+    device = "cpu" if options.dry_run else "cuda"
+    if options.step:
+        one_step(device)
+    else:
+        once_each(device)
 
 
 if __name__ == "__main__":

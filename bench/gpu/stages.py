@@ -201,11 +201,13 @@ def tooled(session: Session, share: float, stage: str, tool: Sequence[str], comm
 
 
 def profiles(session: Session, share: float) -> None:
-    """Six kernels under ncu."""
+    """Six kernels under ncu, and what runs in a training step."""
     ncu = ["ncu", "--profile-from-start", "off", "--clock-control", "none"]
     ncu += [word for section in SECTIONS for word in ("--section", section)]
     command = Command("six kernels", session.python("bench.gpu.profiled"), "profiles.txt")
     tooled(session, share, "profiles", ncu, command)
+    step = Command("a training step", session.python("bench.gpu.profiled", "--step"), "profiles.txt")
+    session.run("profiles", [step], share)
 
 
 def constants(session: Session, share: float) -> None:

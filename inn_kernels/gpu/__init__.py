@@ -5,15 +5,17 @@
     discretize_tap_gradient  the gradients of both axes' tap weights
     interpolate              one axis sampled, its adjoint, and the gradient of its weights
     linear, conv             the fused dataflow: sampling inside the matrix product, one launch forward
-    foreach                  every layer of a network discretized by one launch
+    foreach, foreach_adjoint every layer of a network discretized by one launch, and the gradients of all nodes
 
 What they share:
 
     sampler_tile             columns and runs of rows of a program, for everything that samples weights and activations
+    adjoint_tile             rows of a weight's gradient under rows of nodes, for everything that brings them back
     gemm_tile                the product with sampling in its prologue and epilogue, for linear and conv
     axis_table               which points each node of an axis hears, for that prologue
     split_sum                several programs on one tile of a product, and the sum of their parts
     gemm_configs             the choice of a product's launch configuration; the samplers' is `sampler_tile.plan`
+    foreach_table            which tile of which layer a program of those computes
     launch                   configurations, allocation, the device and its stream
     specs, compile           what is compiled ahead of time, and the harness that does so for each target, with no GPU
 
@@ -34,7 +36,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from inn_kernels import ops, reference  # noqa: F401 (ops defines what is implemented here)
 
@@ -64,7 +65,7 @@ _FILES = {
     "spread": "interpolate",
     "interpolate_tap_gradient": "interpolate",
     "discretize_foreach": "foreach",
-    "discretize_foreach_adjoint": "foreach",
+    "discretize_foreach_adjoint": "foreach_adjoint",
     "linear": "linear",
     "linear_backward": "linear",
     "conv": "conv",
@@ -92,21 +93,26 @@ def launcher(name: str) -> Callable[..., Any]:
 
 def _implementation(name: str) -> Callable[..., Any]:
     plain = getattr(reference, name)
-    weights = [i for i, given in enumerate(inspect.signature(plain).parameters) if given in ("out_weight", "in_weight")]
-    bounded = weights if _FILES[name] in ("linear", "conv") else []
+    parameters = inspect.signature(plain).parameters.values()
+    tensors = [i for i, given in enumerate(parameters) if given.annotation == "Tensor"]
+    optional = [i for i, given in enumerate(parameters) if given.annotation == "Tensor | None"]
+    results = [i for i, given in enumerate(parameters) if given.name == "dtype"]
+    fused = _FILES[name] in ("linear", "conv")
+    weights = [i for i, given in enumerate(parameters) if fused and given.name in ("out_weight", "in_weight")]
 
     @functools.wraps(plain)
     def run(*arguments: Any) -> Any:
-        taken = all(map(_storable, arguments)) and all(arguments[i].shape[-1] <= FUSED_TAPS for i in bounded)
-        return launcher(name)(*arguments) if taken else plain(*arguments)
+        # Kernels take tensors of float32 and narrower (and int32 starts), and make such.
+        taken = all([arguments[i].dtype in _TAKEN for i in tensors]) and all([arguments[i] in _TAKEN for i in results])
+        taken = taken and all([arguments[i] is None or arguments[i].dtype in _TAKEN for i in optional])
+        if taken and all([arguments[i].shape[-1] <= FUSED_TAPS for i in weights]):
+            return launcher(name)(*arguments)
+        return plain(*arguments)
 
     return run
 
 
-def _storable(argument: Any) -> bool:
-    """Whether the kernels take an argument: a tensor of float32 or narrower (or int32 starts), or such a dtype."""
-    dtype = argument.dtype if isinstance(argument, Tensor) else argument
-    return not isinstance(dtype, torch.dtype) or dtype in STORAGE or dtype == torch.int32
+_TAKEN = {*STORAGE, torch.int32}
 
 
 if missing is None:

@@ -22,16 +22,19 @@ layout; channels_last ones are copied to it first.
 
 from __future__ import annotations
 
+import functools
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.axis_table import AxisTable, cached_table, pad_points
-from inn_kernels.gpu.gemm_configs import ANY, select
+from inn_kernels.gpu.gemm_configs import ANY, Flags, select
 from inn_kernels.gpu.gemm_tile import NODES, assign, crowd, finish, gather, gather_rest, multiply, padded, tile_count
-from inn_kernels.gpu.launch import Config, cdiv, empty, guard, launch
+from inn_kernels.gpu.launch import Config, Launch, cdiv, empty, guard
 from inn_kernels.gpu.specs import gemm_specs
-from inn_kernels.gpu.split_sum import split_count, workspace
+from inn_kernels.gpu.split_sum import Work, split_count, workspace
 
 
 def _config(pixels: int, depth: int, stages: int, warps: int = 4, **instead: dict) -> Config:
@@ -264,6 +267,21 @@ def conv_input_gradient(
     return dx
 
 
+@functools.lru_cache(4096)
+def _launch_of(
+    config: Config, flags: Flags, device: torch.device, taps: int, contributors: int, transposed: bool,
+    y: tuple[int, ...], x: tuple[int, ...], nodes: tuple[int, ...], scale: Pair, offset: Pair, step: Pair, divide: Pair,
+) -> Work:  # fmt: skip
+    left, summed = (nodes[1], nodes[0]) if transposed else nodes[:2]
+    offsets, block = nodes[2] * nodes[3], config.constants["ROWS"]
+    tiles = cdiv(y[0] * y[2] * y[3], block) * tile_count(left, taps)
+    splits = split_count(tiles, cdiv(summed * offsets, config.constants["DEPTH"]), config.programs, device)
+    numbers = (*y[:2], x[1], left, summed, splits, *x[2:], *y[2:], nodes[3], offsets, *scale, *offset, *step, *divide)
+    options = {"TRANSPOSED": transposed, "STRIDED": divide != (1, 1), "TAPS": taps, "NT": contributors}
+    launch = Launch(conv_kernel, (tiles * splits,), numbers, {**options, **flags._asdict(), **config.options})
+    return Work(launch, splits, tiles, NODES.value * block)
+
+
 def _launch(
     y: Tensor, x: Tensor, nodes: Tensor, bias: Tensor | None, out_table: AxisTable, in_table: AxisTable,
     scale: Pair, offset: Pair, step: Pair, divide: Pair, transposed: bool,
@@ -272,23 +290,31 @@ def _launch(
     if y.numel() == 0:
         return
     x, nodes = pad_points(x, in_table), nodes.contiguous()
-    left, summed = (nodes.shape[1], nodes.shape[0]) if transposed else nodes.shape[:2]
-    offsets, pixel_count = nodes.shape[2] * nodes.shape[3], y.shape[0] * y.shape[2] * y.shape[3]
-    config, flags = select(FORWARD, x, nodes, pixel_count)
-    block, depth = config.constants["ROWS"], config.constants["DEPTH"]
-    tiles = cdiv(pixel_count, block) * tile_count(left, out_table.taps)
-    splits = split_count(tiles, cdiv(summed * offsets, depth), x.device)
-    space = workspace(x.device, splits, tiles, NODES.value * block)
+    work = _launch_of(
+        *select(FORWARD, x, nodes, y.shape[0] * y.shape[2] * y.shape[3]), x.device,
+        out_table.taps, in_table.contributors, transposed, y.shape, x.shape, nodes.shape,
+        (scale[0], scale[1]), (offset[0], offset[1]), (step[0], step[1]), (divide[0], divide[1]),
+    )  # fmt: skip
     with guard(x):
-        launch(
-            conv_kernel, (tiles * splits,),
-            y, x, nodes, None if bias is None else bias.contiguous(),
-            *out_table.points, *in_table.nodes, *space,
-            *y.shape[:2], x.shape[1], left, summed, splits, *x.shape[2:], *y.shape[2:], nodes.shape[3], offsets,
-            *scale, *offset, *step, *divide,
-            TRANSPOSED=transposed, STRIDED=divide != (1, 1),
-            TAPS=out_table.taps, NT=in_table.contributors, **flags, **config.options,
-        )  # fmt: skip
+        space = workspace(x.device, work.splits, work.tiles, work.tile_numel)
+        bias = None if bias is None else bias.contiguous()
+        work.launch(y, x, nodes, bias, *out_table.points, *in_table.nodes, *space)
+
+
+@functools.lru_cache(4096)
+def _node_gradient_launch(
+    config: Config, flags: Flags, device: torch.device, out_contributors: int, in_contributors: int,
+    dy: tuple[int, ...], x: tuple[int, ...], nodes: tuple[int, ...],
+    stride: Pair, padding: Pair, dilation: Pair, need_nodes: bool, need_bias: bool,
+) -> Launch:  # fmt: skip
+    (out_nodes, in_nodes), offsets, side = nodes[:2], nodes[2] * nodes[3], config.constants["SIDE"]
+    across = cdiv(in_nodes * offsets, side) if need_nodes else 1
+    numbers = (
+        *dy[:2], x[1], out_nodes, in_nodes, *x[2:], *dy[2:], nodes[3], offsets,
+        *stride, -padding[0], -padding[1], *dilation, int(need_nodes), int(need_bias),
+    )  # fmt: skip
+    options = {"NT_OUT": out_contributors, "NT_IN": in_contributors, **flags._asdict(), **config.options}
+    return Launch(conv_node_gradient_kernel, (cdiv(out_nodes, side) * across,), numbers, options)
 
 
 def conv_node_gradient(
@@ -306,24 +332,19 @@ def conv_node_gradient(
     need_bias: bool,
 ) -> tuple[Tensor, Tensor]:  # d_nodes [M_out, M_in, R, S], d_bias [M_out]; empty where not needed
     """d_nodes = S_out^T (sum_p dy x) S_in and d_bias = S_out^T sum_p dy in one launch."""
-    (out_nodes, in_nodes), offsets = nodes.shape[:2], nodes.shape[2] * nodes.shape[3]
+    out_nodes, in_nodes = nodes.shape[:2]
     d_nodes = empty(nodes.shape if need_nodes else (0,), nodes.dtype, x.device)
     d_bias = empty((out_nodes if need_bias else 0,), nodes.dtype, x.device)
     if not (need_nodes or need_bias):
         return d_nodes, d_bias
     out_table, in_table = cached_table(out_start, out_weight, out_nodes), cached_table(in_start, in_weight, in_nodes)
     dy, x = pad_points(dy, out_table), pad_points(x, in_table)
-    config, flags = select(NODE_GRADIENT, x, nodes, 1)
-    side = config.constants["SIDE"]
-    across = cdiv(in_nodes * offsets, side) if need_nodes else 1
+    launch = _node_gradient_launch(
+        *select(NODE_GRADIENT, x, nodes, 1), x.device, out_table.contributors, in_table.contributors,
+        dy.shape, x.shape, nodes.shape, tuple(stride), tuple(padding), tuple(dilation), need_nodes, need_bias,
+    )  # fmt: skip
     with guard(x):
-        launch(
-            conv_node_gradient_kernel, (cdiv(out_nodes, side) * across,),
-            d_nodes, d_bias, dy, x, *out_table.nodes[:5], *in_table.nodes[:5],
-            *dy.shape[:2], x.shape[1], out_nodes, in_nodes, *x.shape[2:], *dy.shape[2:], nodes.shape[3], offsets,
-            *stride, -padding[0], -padding[1], *dilation, int(need_nodes), int(need_bias),
-            NT_OUT=out_table.contributors, NT_IN=in_table.contributors, **flags, **config.options,
-        )  # fmt: skip
+        launch(d_nodes, d_bias, dy, x, *out_table.nodes[:5], *in_table.nodes[:5])
     return d_nodes, d_bias
 
 

@@ -24,12 +24,15 @@ Memory sees nodes once (and T - 1 rows more a program) and W once. It never sees
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from inn_kernels.gpu.launch import Config, empty_like_layout, guard, launch
+from inn_kernels.gpu.launch import Config, Launch, empty_like_layout, guard
 from inn_kernels.gpu.sampler_tile import (
     SIZES,
     TAP_COUNTS,
@@ -189,6 +192,16 @@ def discretize_kernel(
     )  # fmt: skip
 
 
+@functools.lru_cache(4096)
+def launch_of(sizes: Geometry, out_taps: int, in_taps: int, configs: Sequence[Config], device: torch.device) -> Launch:
+    """The launch that samples nodes of these sizes along axes of so many taps."""
+    p = plan(sizes, sizes.out_points, sizes.point_columns, configs, device)
+    options = {"TAPS_OUT": held(out_taps), "TAPS_IN": held(in_taps), "INDEX": p.index}
+    options["ADJACENT"] = sizes.adjacent(sizes.in_nodes, in_taps)
+    numbers = (*sizes[1:], p.rows, p.blocks, p.tiles, out_taps, in_taps)
+    return Launch(discretize_kernel, p.grid, numbers, {**options, **p.config.options})
+
+
 def sample(
     nodes: Tensor,
     out: Tensor,
@@ -199,14 +212,10 @@ def sample(
     """Fill `out` with the nodes sampled along each axis that has taps (start, weight)."""
     if out.numel():
         counts = tap_counts(out_taps, in_taps)
-        p = plan(sizes, sizes.out_points, sizes.point_columns, configs_for(CONFIGS, *counts), out.device)
         with guard(out):
-            launch(
-                discretize_kernel, p.grid,
-                nodes, out, *flat_taps(out_taps, in_taps), *sizes[1:], p.rows, p.blocks, p.tiles, *counts,
-                TAPS_OUT=held(counts[0]), TAPS_IN=held(counts[1]),
-                ADJACENT=sizes.adjacent(sizes.in_nodes, counts[1]), INDEX=p.index, **p.config.options,
-            )  # fmt: skip
+            launch_of(sizes, *counts, configs_for(CONFIGS, *counts), out.device)(
+                nodes, out, *flat_taps(out_taps, in_taps)
+            )
     return out
 
 

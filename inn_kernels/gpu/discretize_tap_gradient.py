@@ -22,19 +22,23 @@ in one launch.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from inn_kernels.gpu.adjoint_tile import add_scaled
 from inn_kernels.gpu.discretize import IN_TAPS, OUT_TAPS
-from inn_kernels.gpu.discretize_adjoint import add_scaled
-from inn_kernels.gpu.launch import Config, empty, guard, is_channels_last, launch
+from inn_kernels.gpu.launch import Config, Launch, empty, guard, is_channels_last
 from inn_kernels.gpu.sampler_tile import (
     HELD,
     SIZES,
     TAPS,
     Geometry,
+    Plan,
     SideTaps,
     columns,
     configs_for,
@@ -220,6 +224,17 @@ def _parts(taps: SideTaps, nodes: int) -> list[tuple[slice, SideTaps]]:
     return [(part, (start + part.start, weight[:, part])) for part in parts]
 
 
+@functools.lru_cache(4096)
+def _launch_of(
+    sizes: Geometry, out: int, in_: int, configs: Sequence[Config], device: torch.device
+) -> tuple[Launch, Plan]:
+    """The launch for tensors of these sizes along axes of so many taps, and how it divides the work."""
+    p = plan(sizes, sizes.out_points, sizes.point_columns, configs, device)
+    options = {"TAPS_OUT": out, "TAPS_IN": in_, "ADJACENT": sizes.adjacent(sizes.in_nodes, in_), "INDEX": p.index}
+    numbers = (*sizes[1:], p.rows, p.blocks, p.tiles)
+    return Launch(discretize_tap_gradient_kernel, p.grid, numbers, {**options, **p.config.options}), p
+
+
 def _held_gradient(
     nodes: Tensor,
     grad: Tensor,
@@ -231,16 +246,12 @@ def _held_gradient(
 ) -> tuple[Tensor, Tensor]:
     """`tap_gradient` of at most HELD taps a side, in one launch."""
     device, (out, in_) = nodes.device, tap_counts(out_taps, in_taps)
-    p = plan(sizes, sizes.out_points, sizes.point_columns, configs_for(CONFIGS, out, in_), device)
+    launch, p = _launch_of(sizes, out, in_, configs_for(CONFIGS, out, in_), device)
     batch, _, _, outer, _, in_points, inner = sizes
     d_out = empty([batch * p.tiles, sizes.out_points, out], torch.float32, device) if need_out else None
     d_in = empty([batch * p.blocks, outer, in_points, inner, in_], torch.float32, device) if need_in else None
     with guard(nodes):
-        launch(
-            discretize_tap_gradient_kernel, p.grid,
-            nodes, grad, *flat_taps(out_taps, in_taps), d_out, d_in, *sizes[1:], p.rows, p.blocks, p.tiles,
-            TAPS_OUT=out, TAPS_IN=in_, ADJACENT=sizes.adjacent(sizes.in_nodes, in_), INDEX=p.index, **p.config.options,
-        )  # fmt: skip
+        launch(nodes, grad, *flat_taps(out_taps, in_taps), d_out, d_in)
     nothing = [torch.empty(0, taps, dtype=torch.float32, device=device) for taps in (out, in_)]
     return nothing[0] if d_out is None else d_out.sum(0), nothing[1] if d_in is None else d_in.sum((0, 1, 3))
 

@@ -1,44 +1,47 @@
-"""What one launch for all layers reads: which tile of which layer each program computes, and the layers' sizes.
+"""One launch for many layers: the table that says which tile of which layer each program computes, and the launch.
 
     tiles   int32 [programs, 2]     layer, tile within the layer
-    layers  int64 [layers, 16]      node pointer, offset of the result, four tap pointers, six sizes, rows, tiles, taps
+    layers  int64 [layers, 16]      pointer, offset of the result, four tap pointers, six sizes, rows, tiles, taps
 
-Shapes decide all but the pointers (`layout`, kept); a table with pointers is kept on the device while they stay.
+All results lie in one allocation, each layer's from an offset that depends on shapes alone. Shapes decide all but the
+pointers (`layout`, kept); a table with pointers is kept on the device while they stay, else it is written on the host
+and copied without waiting.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import triton.language as tl
 from torch import Tensor
 
-from inn_kernels.gpu import discretize
-from inn_kernels.gpu.launch import cdiv, processors
-from inn_kernels.gpu.sampler_tile import MIN_ROWS, Geometry
+from inn_kernels.gpu.launch import LIMIT, TRITON_TYPE, Config, Launch, cdiv, empty, guard, processors
+from inn_kernels.gpu.sampler_tile import HELD, MIN_ROWS, Geometry, dense
+from inn_kernels.taps import Basis, Taps, taps_for
 
-WIDE = discretize.CONFIGS[4][0]
-CONFIGS = {
-    4: WIDE,
-    6: WIDE._replace(constants={**WIDE.constants, "SUB": 2}),
-    8: WIDE._replace(constants={**WIDE.constants, "SUB": 2}, resident=5, max_registers=96),
-}
-CONFIGS[0] = CONFIGS[8]
-"""By TAPS of the kernel. The wide tile of `discretize`: together the layers of a network fill the chip."""
+STORED = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+"""Storage dtypes, as Triton's types of pointers."""
 
 MAX_ROWS = 64
 """Longest run of rows: the programs of one launch should end together whatever their layers."""
 
+Sides = tuple[int, int]
+"""Positions of the taps of a layer's output and input axis; -1 where it is discrete, and for a vector's input."""
 
-def _tap_class(counts: Sequence[int]) -> int:
+
+Configs = tuple[tuple[int, Config], ...]
+"""By the most taps of an axis that the variant of a kernel takes; 4 exactly, 0 for any."""
+
+
+def _tap_class(configs: Configs, counts: Sequence[int]) -> tuple[int, Config]:
     """The variant of the kernel for axes of these taps."""
-    if all(n == 4 for n in counts):
-        return 4
-    return next((most for most in CONFIGS if most != 4 and max(counts) <= most), 0)
+    most = 4 if all(n == 4 for n in counts) else next((n for n, _ in configs if n > 4 and max(counts) <= n), 0)
+    return most, dict(configs)[most]
 
 
 class _Table(NamedTuple):
@@ -53,9 +56,10 @@ class _Table(NamedTuple):
 class Layout(NamedTuple):
     """What the shapes of layers decide of a launch, and tables with pointers to layers of these shapes."""
 
-    taps: int  # the variant of the kernel
+    launch: Launch
     layers: np.ndarray  # int64 [layers, 16], without pointers
     sides: np.ndarray  # [layers, 2] positions of the taps of both sides, -1 for none
+    identities: list[int]  # sizes of discrete axes that have taps nevertheless, behind the others
     tiles: np.ndarray  # int32 [programs, 2] as int64: the list behind the layers
     numel: int  # of the allocation
     results: Sequence[tuple[Sequence[int], Sequence[int], int]]  # shape, strides and offset of each layer's
@@ -66,27 +70,37 @@ _TABLES = 8
 _captured: list[Tensor] = []  # what CUDA graphs read at every replay
 
 
-@functools.lru_cache(64)
+@functools.lru_cache(128)
 def layout(
-    shapes: tuple[tuple[torch.Size, bool], ...],  # of nodes; contiguous (or channels_last)?
+    kernel: Any,
+    configs: Configs,
+    stored: tl.dtype,  # as what the kernel reads
+    shapes: tuple[tuple[torch.Size, bool], ...],  # of what is read; contiguous (or channels_last)?
     taps: tuple[torch.Size, ...],  # [K, T] of each axis
-    sides: tuple[tuple[int, int], ...],
+    sides: tuple[Sides, ...],
+    nodes: tuple[int, ...] | None,  # of each axis, if points are brought back to nodes; None: nodes to points
     device: torch.device,
 ) -> Layout:
     """How layers of these shapes share a launch."""
-    most = _tap_class([taps[at][1] for at in {at for positions in sides for at in positions if at >= 0}])
-    config = CONFIGS[most]
-    rows, results, offset = [], [], 0
+    most, config = _tap_class(configs, [taps[at][1] for at in {at for along in sides for at in along if at >= 0}])
+    adjoint = nodes is not None
+    sizes = nodes if nodes is not None else tuple(points for points, _ in taps)
+    identities: list[int] = []
+    rows, seen, results, offset = [], [], [], 0
     for (shape, contiguous), positions in zip(shapes, sides):
-        made = [n if at < 0 else taps[at][0] for n, at in zip(shape, positions)] + [*shape[2:]]
-        sizes = _layer(shape, made, contiguous)
-        own = [1 if at < 0 else taps[at][1] for at in _seen(shape, positions)]
-        rows.append((0, offset, 0, 0, 0, 0, *sizes[1:], 0, 0, *own))
+        made = [n if at < 0 else sizes[at] for n, at in zip(shape, positions)] + [*shape[2:]]
+        geometry = _geometry(made, shape, contiguous) if adjoint else _geometry(shape, made, contiguous)
+        along = (-1, positions[0]) if len(shape) == 1 else positions  # a vector is a row
+        if adjoint:
+            along = _filled(along, geometry, len(taps), identities)
+        counts = [1 if at < 0 else 4 if at >= len(taps) else taps[at][1] for at in along]
+        rows.append((0, offset, 0, 0, 0, 0, *geometry[1:], 0, 0, *counts))
+        seen.append(along)
         results.append((made, _strides(made, contiguous), offset))
         offset += cdiv(math.prod(made), 128) * 128  # aligned for the GEMM that reads it
     layers = np.array(rows, np.int64)
-    heights, widths = layers[:, 7], layers[:, 8] * layers[:, 10] * layers[:, 11]
-    tiles = -(-widths // (config.constants["SUB"] * config.constants["LANES"]))
+    heights, across = (layers[:, 6], layers[:, 9]) if adjoint else (layers[:, 7], layers[:, 10])
+    tiles = -(-across * layers[:, 8] * layers[:, 11] // (config.constants["SUB"] * config.constants["LANES"]))
     waves = 2 * config.resident * processors(device)
     run = min(max(cdiv(int((tiles * heights).sum()), waves), MIN_ROWS), MAX_ROWS)
     layers[:, 12], layers[:, 13] = run, tiles
@@ -94,22 +108,34 @@ def layout(
     layer = np.repeat(np.arange(len(programs)), programs)
     within = np.arange(layer.size) - np.repeat(np.cumsum(programs) - programs, programs)
     listed = np.stack([layer, within], 1).astype(np.int32).ravel().view(np.int64)
-    seen = np.array([_seen(shape, positions) for (shape, _), positions in zip(shapes, sides)])
-    return Layout(most, layers, seen, listed, offset, results, {})
+    launch = Launch(kernel, (len(listed),), (), {**config.options, "STORED": stored, "TAPS": most})
+    return Layout(launch, layers, np.array(seen), identities, listed, offset, results, {})
 
 
-def _seen(shape: Sequence[int], positions: tuple[int, int]) -> tuple[int, int]:
-    """Positions of taps as the kernel sees them: a vector is a row, its points lie along the input."""
-    return (-1, positions[0]) if len(shape) == 1 else positions
-
-
-def _layer(nodes: Sequence[int], points: Sequence[int], contiguous: bool) -> Geometry:
+def _geometry(nodes: Sequence[int], points: Sequence[int], contiguous: bool) -> Geometry:
     """A layer as the kernel sees it: a vector is one row, sampled along its columns."""
     if len(nodes) == 1:
         return Geometry(1, 1, 1, 1, nodes[0], points[0], 1)
     offsets = math.prod(nodes[2:])
     outer, inner = (1, offsets) if contiguous else (offsets, 1)
     return Geometry(1, nodes[0], points[0], outer, nodes[1], points[1], inner)
+
+
+def _filled(along: Sides, geometry: Geometry, count: int, identities: list[int]) -> Sides:
+    """Positions of taps, those of the identity along discrete axes: `count` and more, in the order of `identities`."""
+    found = []
+    for at, size in zip(along, (geometry.out_nodes, geometry.in_nodes)):
+        if at < 0:
+            if size not in identities:
+                identities.append(size)
+            at = count + identities.index(size)
+        found.append(at)
+    return found[0], found[1]
+
+
+def _identity(size: int, device: torch.device) -> Taps:
+    """Four taps a point that change nothing: cells of as many points as nodes, in a conservative basis."""
+    return taps_for(size, size, Basis(kernel="conservative"), quadrature="cells", device=device)
 
 
 def _strides(shape: Sequence[int], contiguous: bool) -> list[int]:
@@ -162,3 +188,87 @@ def _on_host(layout: Layout, pointers: Sequence[int]) -> Tensor:
         layers[:, 2 + 2 * side] = np.where(at < 0, 0, taps[at])
         layers[:, 3 + 2 * side] = np.where(at < 0, 0, taps[at + kinds])
     return torch.from_numpy(np.concatenate([layers.ravel(), layout.tiles]))
+
+
+# The launch -----------------------------------------------------------------------------------------------------
+
+_TRACKED = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)  # what notes that tensors share memory
+
+
+class Foreach(NamedTuple):
+    """A kernel that takes many layers, and how it is launched."""
+
+    kernel: Any
+    configs: Callable[[torch.dtype], Mapping[int, Config]]  # for the dtype that is read: by the most taps, 0 for any
+    pointee: Mapping[torch.dtype, Any]  # as what that dtype is read
+    alone: Callable[..., Tensor]  # a layer that the kernel does not take
+
+    def run(
+        self,
+        layers: Sequence[Tensor],
+        start: Sequence[Tensor],
+        weight: Sequence[Tensor],
+        sides: Sequence[Sides],
+        dtype: torch.dtype,
+        nodes: Sequence[int] | None = None,
+    ) -> list[Tensor]:
+        """The result of each layer, by a launch for each kind of them. `nodes` as in `layout`."""
+        made: list[Tensor | None] = [None] * len(layers)
+        for members, takes in _kinds(layers, weight, sides, dtype):
+            own, along = [layers[n] for n in members], [sides[n] for n in members]
+            if takes:
+                values = self._launch(own, start, weight, along, dtype, nodes)
+            else:
+                values = [self.alone(x, start, weight, nodes, at, dtype) for x, at in zip(own, along)]
+            for n, value in zip(members, values):
+                made[n] = value
+        return made  # type: ignore[return-value]
+
+    def _launch(
+        self,
+        layers: Sequence[Tensor],
+        start: Sequence[Tensor],
+        weight: Sequence[Tensor],
+        sides: Sequence[Sides],
+        dtype: torch.dtype,
+        nodes: Sequence[int] | None,
+    ) -> list[Tensor]:
+        device, stored = layers[0].device, layers[0].dtype
+        layers = [x if x.is_contiguous() else dense(x) for x in layers]  # copies of any tensor must outlive the launch
+        made = layout(
+            self.kernel, tuple(self.configs(stored).items()), self.pointee[stored],
+            tuple([(x.shape, x.is_contiguous()) for x in layers]), tuple([w.shape for w in weight]), tuple(sides),
+            None if nodes is None else tuple(nodes), device,
+        )  # fmt: skip
+        flat = empty([made.numel], dtype, device)
+        if made.tiles.size:
+            identities = [_identity(size, device) for size in made.identities]
+            flattened = (*start, *(t.start for t in identities), *weight, *(t.weight for t in identities))
+            kept = [t.contiguous() for t in flattened]
+            table, tiles = on_device(made, tuple([x.data_ptr() for x in (*layers, *kept)]), device)
+            with guard(flat):
+                made.launch(table, tiles, flat)
+        with torch._C._ExcludeDispatchKeyGuard(_TRACKED):  # tensors of their own on one storage, no views
+            return [torch.as_strided(flat, *result) for result in made.results]
+
+
+def _kinds(
+    layers: Sequence[Tensor], weight: Sequence[Tensor], sides: Sequence[Sides], dtype: torch.dtype
+) -> list[tuple[Sequence[int], bool]]:
+    """Which layers share a launch: those of one storage dtype, apart from those with long taps.
+
+    Returns the layers of each kind, and whether the kernels take them: no float64, nothing empty or past int32.
+    """
+    stored = [x.dtype for x in layers]
+    sizes = [x.numel() for x in layers]
+    plain = all([w.dtype == torch.float32 and w.shape[1] <= HELD for w in weight])
+    alike = len(set(stored)) == 1 and stored[0] in TRITON_TYPE and min(sizes) > 0 and max(sizes) < LIMIT
+    if plain and alike and dtype in TRITON_TYPE:
+        return [(range(len(layers)), True)]
+    found: dict[tuple, list[int]] = {}
+    for n, along in enumerate(sides):
+        own = [weight[at] for at in along if at >= 0]
+        takes = dtype in TRITON_TYPE and stored[n] in TRITON_TYPE and 0 < sizes[n] < LIMIT
+        takes = takes and all(w.dtype == torch.float32 for w in own)
+        found.setdefault((stored[n], any(w.shape[1] > HELD for w in own), takes), []).append(n)
+    return [(members, takes) for (_, _, takes), members in found.items()]

@@ -6,6 +6,7 @@ Widths are random at every training step and choose nothing but NT, the number o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import triton.language as tl
@@ -36,13 +37,21 @@ def compute_dtype(dtype: torch.dtype) -> tl.dtype:
     return tl.float32 if INTERPRETED and dtype == torch.bfloat16 else DOT_TYPE[TRITON_TYPE[dtype]]
 
 
-def select(table: ConfigTable, x: Tensor, nodes: Tensor, rows: int) -> tuple[Config, dict[str, object]]:
+class Flags(NamedTuple):
+    """Compile-time arguments of every fused kernel."""
+
+    ALIGNED: bool
+    COMPUTE: tl.dtype
+    PRECISION: str
+
+
+def select(table: ConfigTable, x: Tensor, nodes: Tensor, rows: int) -> tuple[Config, Flags]:
     """The first configuration for so many rows, and the compile-time arguments that follow from the tensors."""
     kind = fp32_precision() if x.dtype == torch.float32 else "half"
     config = next(config for most, config in table[kind] if rows <= most).on(target_of(x.device))
     return config, flags(kind, compute_dtype(x.dtype), nodes.shape[1:].numel() % 16 == 0)
 
 
-def flags(kind: str, compute: tl.dtype, aligned: bool) -> dict[str, object]:
-    """Compile-time arguments of every fused kernel."""
-    return {"ALIGNED": aligned, "COMPUTE": compute, "PRECISION": "tf32" if kind == "tf32" else "ieee"}
+def flags(kind: str, compute: tl.dtype, aligned: bool) -> Flags:
+    """Compile-time arguments of a kind of multiplication."""
+    return Flags(aligned, compute, "tf32" if kind == "tf32" else "ieee")

@@ -27,6 +27,7 @@ class Config(NamedTuple):
     num_warps: int = 4
     num_stages: int = 1
     resident: int = 0  # programs a multiprocessor holds at once on sm_90, where a launcher sizes its grid by it
+    programs: int = 2  # a multiprocessor gets where a tile of a product is shared, for there are few
     max_registers: int | None = None  # bound for the compiler, NVIDIA only
     instead: Mapping[str, Mapping[str, Any]] = {}  # by target, fields and constants that differ there
 
@@ -39,7 +40,7 @@ class Config(NamedTuple):
         return self._replace(constants={**self.constants, **changes}, instead={}, **fields)
 
     def __hash__(self) -> int:
-        return hash((self.name, self.num_warps, self.num_stages, self.resident, self.max_registers))
+        return hash(self.name)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -126,43 +127,61 @@ LIMIT = 2**31
 """Integers below are int32 to a kernel, others int64."""
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """kernel[grid](*args, **options), `args` being tensors, Nones and integers, and the constexprs after them named.
+class Launch:
+    """kernel[grid](*tensors, *numbers, **options): all that shapes decide of a launch, made once and kept.
 
-    Triton binds and inspects every argument anew: from the second launch on, a compiled kernel is looked up by what
-    it was specialized for and called directly, in a sixth of the time. A profiler's hooks are not passed by.
+    Triton binds and inspects every argument anew. Here a kernel, once compiled, is looked up by what it was specialized
+    for and called directly, in a tenth of the time. A profiler's hooks are not passed by.
     """
-    if INTERPRETED or torch.version.hip is not None or _hooked(kernel):
-        kernel[grid](*args, **options)
-        return
-    driver = triton.runtime.driver.active
-    device = driver.get_current_device()
-    # What a kernel is compiled for: dtypes and alignment of tensors, the width of integers, constants and options.
-    kinds = [
-        (x.dtype, x.data_ptr() % 16 == 0) if isinstance(x, Tensor) else x if x is None else -LIMIT <= x < LIMIT
-        for x in args
-    ]
-    key = (kernel, device, *options, *options.values(), *kinds)
-    found = _compiled.get(key)
-    if found is None:
-        made = kernel[grid](*args, **options)
+
+    __slots__ = ("across", "grid", "kernel", "kind", "numbers", "options", "ready")
+
+    def __init__(self, kernel: Any, grid: tuple[int, ...], numbers: Sequence[int], options: Mapping[str, Any]) -> None:
+        self.kernel, self.grid, self.numbers, self.options = kernel, grid, tuple(numbers), dict(options)
+        self.across = (*grid, 1, 1)[:3]
+        self.ready: dict[tuple, _Compiled] = {}  # by device, dtypes and alignment of the tensors
+        # What else a kernel is compiled for: constants and options, and the width of integers.
+        self.kind = (kernel, *options, *options.values(), *(-LIMIT <= n < LIMIT for n in self.numbers))
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        """Launch it on the current stream of the current device (see `guard`)."""
+        kernel = self.kernel
+        if INTERPRETED or torch.version.hip is not None or _hooked(kernel):
+            kernel[self.grid](*tensors, *self.numbers, **self.options)
+            return
+        driver = triton.runtime.driver.active
+        device = driver.get_current_device()
+        kinds = (device, *[x if x is None else (x.dtype if x.data_ptr() % 16 == 0 else (x.dtype,)) for x in tensors])
+        found = self.ready.get(kinds)
+        if found is None:
+            found = _compiled.get((self.kind, kinds))
+            if found is None:
+                self._compile(kinds, tensors)
+                return
+            self.ready[kinds] = found
+        x, y, z = self.across
+        found.run(
+            x, y, z, driver.get_current_stream(device), found.function, found.metadata,
+            None, None, None, *tensors, *self.numbers, *found.constants,
+        )  # fmt: skip
+
+    def _compile(self, kinds: tuple, tensors: Sequence[Tensor | None]) -> None:
+        """The launch by Triton, and note what it compiled, if kinds are all that it looks at."""
+        made = self.kernel[self.grid](*tensors, *self.numbers, **self.options)
         if made is None:  # a hook of Triton's kept it from being compiled
             return
-        names = kernel.arg_names[len(args) :]
-        general = (p.do_not_specialize for p, x in zip(kernel.params, args) if isinstance(x, int))
-        if all(general) and set(names) <= set(options):
-            constants = tuple(options[name] for name in names)
-            _compiled[key] = _Compiled(made.run, made.function, made.packed_metadata, constants)
-        return
-    across = (*grid, 1, 1)
-    found.run(
-        across[0], across[1], across[2], driver.get_current_stream(device), found.function, found.metadata,
-        None, None, None, *args, *found.constants,
-    )  # fmt: skip
+        given = len(tensors) + len(self.numbers)
+        names = self.kernel.arg_names[given:]
+        general = all(p.do_not_specialize for p in self.kernel.params[len(tensors) : given])
+        if general and set(names) <= set(self.options):
+            constants = tuple(self.options[name] for name in names)
+            _compiled[self.kind, kinds] = _Compiled(made.run, made.function, made.packed_metadata, constants)
 
 
 def _hooked(kernel: Any) -> bool:
     """Whether somebody listens to launches, or changes what is compiled."""
     runtime = triton.knobs.runtime
-    listeners = (getattr(hook, "calls", hook) for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook))
-    return any(listeners) or runtime.add_stages_inspection_hook is not None or bool(kernel.pre_run_hooks)
+    for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook):
+        if hook is not None and getattr(hook, "calls", hook):
+            return True
+    return runtime.add_stages_inspection_hook is not None or bool(kernel.pre_run_hooks)

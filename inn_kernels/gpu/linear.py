@@ -20,17 +20,20 @@ nodes in the compute dtype, or interpolated activations x', y', dy', g'.
 
 from __future__ import annotations
 
+import functools
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu import FUSED_TAPS
 from inn_kernels.gpu.axis_table import cached_table, pad_points
-from inn_kernels.gpu.gemm_configs import ANY, select
+from inn_kernels.gpu.gemm_configs import ANY, Flags, select
 from inn_kernels.gpu.gemm_tile import NODES, assign, crowd, finish, gather, gather_rest, multiply, padded, tile_count
-from inn_kernels.gpu.launch import Config, cdiv, empty, guard, launch
+from inn_kernels.gpu.launch import Config, Launch, cdiv, empty, guard
 from inn_kernels.gpu.specs import gemm_specs
-from inn_kernels.gpu.split_sum import split_count, workspace
+from inn_kernels.gpu.split_sum import Work, split_count, workspace
 
 IN_ADVANCE = tl.constexpr((NODES.value + 1 - FUSED_TAPS) // 8 * 8)
 """Nodes from tile to tile of dx, whatever T: every row of a tile is aligned to 16 bytes."""
@@ -239,6 +242,36 @@ def linear_backward_kernel(
         )  # fmt: skip
 
 
+@functools.lru_cache(4096)
+def _forward_launch(
+    config: Config, flags: Flags, device: torch.device,
+    rows: int, points: int, width: int, out_nodes: int, in_nodes: int, taps: int, contributors: int,
+) -> Work:  # fmt: skip
+    block, depth = config.constants["ROWS"], config.constants["DEPTH"]
+    tiles = cdiv(rows, block) * tile_count(out_nodes, taps)
+    splits = split_count(tiles, cdiv(in_nodes, depth), config.programs, device)
+    options = {"TAPS": taps, "NT": contributors, **flags._asdict(), **config.options}
+    numbers = (rows, points, width, out_nodes, in_nodes, splits)
+    return Work(Launch(linear_kernel, (tiles * splits,), numbers, options), splits, tiles, NODES.value * block)
+
+
+@functools.lru_cache(4096)
+def _backward_launch(
+    config: Config, flags: Flags, device: torch.device,
+    rows: int, points: int, width: int, out_nodes: int, in_nodes: int,
+    taps: int, out_contributors: int, in_contributors: int, need_x: bool, need_nodes: bool, need_bias: bool,
+) -> Work:  # fmt: skip
+    block, depth, square = (config.constants[name] for name in ("ROWS", "DEPTH", "SIDE"))
+    tiles = cdiv(rows, block) * tile_count(in_nodes, taps, IN_ADVANCE.value) if need_x else 0
+    splits = split_count(tiles, cdiv(out_nodes, depth), config.programs, device)
+    squares = cdiv(out_nodes, square) * (cdiv(in_nodes, square) if need_nodes else 1)
+    grid = tiles * splits + (squares if need_nodes or need_bias else 0)
+    options = {"TAPS": taps, "NT_OUT": out_contributors, "NT_IN": in_contributors}
+    numbers = (rows, points, width, out_nodes, in_nodes, splits, tiles * splits, int(need_nodes), int(need_bias))
+    launch = Launch(linear_backward_kernel, (grid,), numbers, {**options, **flags._asdict(), **config.options})
+    return Work(launch, splits, tiles, block * NODES.value)
+
+
 def linear(
     x: Tensor,  # [B, L]
     nodes: Tensor,  # [M_out, M_in]
@@ -255,19 +288,14 @@ def linear(
         return y
     out_table, in_table = cached_table(out_start, out_weight, out_nodes), cached_table(in_start, in_weight, in_nodes)
     x, nodes = pad_points(x, in_table), nodes.contiguous()
-    config, flags = select(FORWARD, x, nodes, rows)
-    block, depth = config.constants["ROWS"], config.constants["DEPTH"]
-    tiles = cdiv(rows, block) * tile_count(out_nodes, out_table.taps)
-    splits = split_count(tiles, cdiv(in_nodes, depth), x.device)
-    space = workspace(x.device, splits, tiles, NODES.value * block)
+    work = _forward_launch(
+        *select(FORWARD, x, nodes, rows), x.device,
+        rows, points, x.shape[1], out_nodes, in_nodes, out_table.taps, in_table.contributors,
+    )  # fmt: skip
     with guard(x):
-        launch(
-            linear_kernel, (tiles * splits,),
-            y, x, nodes, None if bias is None else bias.contiguous(),
-            *out_table.points, *in_table.nodes, *space,
-            rows, points, x.shape[1], out_nodes, in_nodes, splits,
-            TAPS=out_table.taps, NT=in_table.contributors, **flags, **config.options,
-        )  # fmt: skip
+        space = workspace(x.device, work.splits, work.tiles, work.tile_numel)
+        bias = None if bias is None else bias.contiguous()
+        work.launch(y, x, nodes, bias, *out_table.points, *in_table.nodes, *space)
     return y
 
 
@@ -290,23 +318,15 @@ def linear_backward(
     out_table, in_table = cached_table(out_start, out_weight, out_nodes), cached_table(in_start, in_weight, in_nodes)
     dy, x, nodes = pad_points(dy, out_table), pad_points(x, in_table), nodes.contiguous()
     dx = empty(x.shape if need_x else (0,), x.dtype, x.device)
-    config, flags = select(BACKWARD, x, nodes, rows)
-    block, depth, square = (config.constants[name] for name in ("ROWS", "DEPTH", "SIDE"))
-    tiles = cdiv(rows, block) * tile_count(in_nodes, in_table.taps, IN_ADVANCE.value) if need_x else 0
-    splits = split_count(tiles, cdiv(out_nodes, depth), x.device)
-    space = workspace(x.device, splits, tiles, block * NODES.value)
-    squares = cdiv(out_nodes, square) * (cdiv(in_nodes, square) if need_nodes else 1)
-    grid = tiles * splits + (squares if need_nodes or need_bias else 0)
-    if grid == 0:
-        return dx[..., :width], d_nodes, d_bias
-    with guard(x):
-        launch(
-            linear_backward_kernel, (grid,),
-            dx, d_nodes, d_bias, dy, x, nodes,
-            *out_table.nodes, *in_table.nodes[:5], in_table.start, in_table.first, *space,
-            rows, dy.shape[1], x.shape[1], out_nodes, in_nodes, splits, tiles * splits, int(need_nodes), int(need_bias),
-            TAPS=in_table.taps, NT_OUT=out_table.contributors, NT_IN=in_table.contributors, **flags, **config.options,
-        )  # fmt: skip
+    work = _backward_launch(
+        *select(BACKWARD, x, nodes, rows), x.device, rows, dy.shape[1], x.shape[1], out_nodes, in_nodes,
+        in_table.taps, out_table.contributors, in_table.contributors, need_x, need_nodes, need_bias,
+    )  # fmt: skip
+    if work.launch.grid[0] > 0:
+        with guard(x):
+            space = workspace(x.device, work.splits, work.tiles, work.tile_numel)
+            axes = *out_table.nodes, *in_table.nodes[:5], in_table.start, in_table.first
+            work.launch(dx, d_nodes, d_bias, dy, x, nodes, *axes, *space)
     return dx[..., :width].contiguous(), d_nodes, d_bias
 
 

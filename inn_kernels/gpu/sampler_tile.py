@@ -18,7 +18,6 @@ Sizes are run-time arguments: widths change at every training step, and a compil
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -183,7 +182,7 @@ HELD = 8
 
 def flat_taps(*sides: SideTaps) -> list[Tensor | None]:
     """Starts and weights of both axes as the kernels take them: contiguous."""
-    return [t if t is None else t.contiguous() for side in sides for t in side]
+    return [t if t is None or t.is_contiguous() else t.contiguous() for side in sides for t in side]
 
 
 def tap_counts(*sides: SideTaps) -> list[int]:
@@ -229,7 +228,8 @@ class Geometry(NamedTuple):
 
 def configs_for(table: Mapping[int, Sequence[Config]], *counts: int) -> Sequence[Config]:
     """Of a table by the most taps of an axis: the first that covers `counts`, else the last."""
-    return next((configs for most, configs in table.items() if max(counts) <= most), [*table.values()][-1])
+    wanted, last = max(counts), max(table)
+    return next((table[most] for most in table if wanted <= most), table[last])
 
 
 class Plan(NamedTuple):
@@ -255,7 +255,6 @@ def dense(x: Tensor) -> Tensor:
     return x if is_channels_last(x) else x.contiguous()
 
 
-@functools.lru_cache(4096)
 def plan(sizes: Geometry, length: int, width: int, configs: Sequence[Config], device: torch.device) -> Plan:
     """Tile a batch of matrices of `length` rows and `width` columns: one wave of programs, all resident at once.
 

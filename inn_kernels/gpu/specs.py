@@ -90,7 +90,7 @@ def gemm_specs(
         pointers = {name: "*" + types.get(name, _table_type(name)) for name in kernel.arg_names if name[:2] == "p_"}
         for variant in [first, *(others if pair == usual else [])]:
             nt, aligned, taps = variant
-            constants = {**dict.fromkeys(contributors, nt), **flags(kind, DOT_TYPE[x], aligned), **fixed}
+            constants = {**dict.fromkeys(contributors, nt), **flags(kind, DOT_TYPE[x], aligned)._asdict(), **fixed}
             if "TAPS" in kernel.arg_names:
                 constants["TAPS"] = taps
             name = (f"{x}-{nodes}" if kind == "half" else kind) + label

@@ -13,10 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inn_kernels.gpu.launch import cdiv, empty, processors, stream_of
-
-PROGRAMS = 2
-"""Programs of an SM that splitting aims at where there are few tiles."""
+from inn_kernels.gpu.launch import Launch, cdiv, empty, processors, stream_of
 
 
 @triton.jit
@@ -46,15 +43,24 @@ def sum_splits(b_acc, p_partial, p_ticket, i_tile, i_split, n_split):
     return b_acc, last
 
 
-def split_count(tiles: int, steps: int, device: torch.device) -> int:
-    """How many programs share the `steps` of a tile: enough to give every SM PROGRAMS, each with at least two steps.
+def split_count(tiles: int, steps: int, programs: int, device: torch.device) -> int:
+    """How many programs share the `steps` of a tile: enough to give every SM `programs`, each with at least two steps.
 
     One on AMD, whose barrier does not wait for the stores to device memory of other waves.
     """
     if torch.version.hip is not None:
         return 1
-    wanted = min(PROGRAMS * processors(device) // max(tiles, 1), steps // 2)
+    wanted = min(programs * processors(device) // max(tiles, 1), steps // 2)
     return cdiv(steps, cdiv(steps, wanted)) if wanted > 1 else 1
+
+
+class Work(NamedTuple):
+    """A launch, and the tiles that its programs share."""
+
+    launch: Launch
+    splits: int
+    tiles: int
+    tile_numel: int
 
 
 class Workspace(NamedTuple):

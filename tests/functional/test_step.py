@@ -48,6 +48,27 @@ def test_the_node_is_the_composed_dataflow(dataflow, batch, bias, monkeypatch):
         torch.testing.assert_close(got, want, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [(3,), (2, 5)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_step_as_on_a_gpu(batch, bias, dtype, monkeypatch):
+    """Narrow activations over float32 nodes. The kernels are the CPU's: only the node is tried."""
+    monkeypatch.setattr("inn_kernels.dispatch.select_backend", lambda *args: "triton")
+    inputs = tensors(batch, bias)
+    found = {}
+    for node in (True, False):
+        if not node:
+            monkeypatch.setattr(step, "takes", lambda *args: False)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            found[node] = gradients(inputs, "materialize")
+    made = found[True][0].grad_fn
+    assert "Materialized" in (made if len(batch) == 1 else made.next_functions[0][0]).name()
+    tolerance = 2e-6 if dtype == torch.float32 else 2e-2
+    for got, want in zip(found[True], found[False]):
+        assert got.dtype == want.dtype
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * float(want.detach().abs().max()))
+
+
 @pytest.mark.parametrize(("dataflow", "batch", "bias"), CASES[:4] + CASES[6:10])
 def test_first_and_second_derivatives(dataflow, batch, bias):
     inputs = tuple(t for t in tensors(batch, bias, torch.float64) if t is not None)

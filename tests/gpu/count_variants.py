@@ -21,6 +21,8 @@ from inn_kernels.gpu import (
     discretize_adjoint,
     discretize_tap_gradient,
     foreach,
+    foreach_adjoint,
+    foreach_table,
     interpolate,
     linear,
     sampler_tile,
@@ -80,6 +82,8 @@ def one_width(taps: Callable[[int, int], Taps], least: float) -> None:
     y = interpolate.interpolate(x, *in_[:2], 1, torch.bfloat16)
     interpolate.spread(y, *in_[:2], m_in, 1, torch.bfloat16)
     foreach.discretize_layers([nodes, nodes[0]], [(out, in_), (in_, None)], torch.bfloat16)
+    sides = [out.start, in_.start], [out.weight, in_.weight], [m_out, m_in], [0, 1], [1, -1]
+    foreach_adjoint.discretize_foreach_adjoint([grad, grad[0]], *sides, torch.float32)
 
 
 def one_fused_width(rows: int) -> None:
@@ -110,9 +114,9 @@ def main() -> None:
     random.seed(0)
     triton.runtime.driver.set_active(Driver())
     triton.knobs.runtime.jit_cache_hook = stop
-    for module in (discretize, discretize_adjoint, discretize_tap_gradient, foreach, linear, conv):
+    for module in (discretize, discretize_adjoint, discretize_tap_gradient, foreach_table, linear, conv):
         module.guard = lambda _: contextlib.nullcontext()
-    sampler_tile.processors = foreach.processors = split_sum.processors = lambda _: 132
+    sampler_tile.processors = foreach_table.processors = split_sum.processors = lambda _: 132
     for i in range(WIDTHS):
         one_width(taps, 0)
         one_fused_width(random.randint(*ROWS[i % len(ROWS)]))

@@ -161,7 +161,7 @@ def test_programs_share_a_tile() -> None:
     layer, _ = make("shared tiles")
     linear(layer.x, layer.nodes, layer.bias, *layer.taps)
     if INTERPRETED:
-        assert split_sum.split_count(1, 320 // 16, layer.x.device) > 1
+        assert split_sum.split_count(1, 320 // 16, 2, layer.x.device) > 1
     assert all(not space.ticket.any() for space in split_sum._workspaces.values())
 
 

@@ -17,7 +17,7 @@ from inn_kernels.gpu import compile, gemm_configs, launch, linear, specs
 
 HERE = Path(__file__).parent
 # `interpolate` runs the same kernels, without the taps of one side: the kept table has them.
-MODULES = ("discretize", "discretize_adjoint", "discretize_tap_gradient", "foreach")
+MODULES = ("discretize", "discretize_adjoint", "discretize_tap_gradient", "foreach", "foreach_adjoint")
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +42,7 @@ def test_every_kernel_on_every_target(resources: list[dict[str, str]]) -> None:
     columns = ["kernel", "config", "target", "registers", "shared_bytes", "spill_bytes", "occupancy", "tensor_core"]
     assert list(resources[0]) == columns
     kernels = {row["kernel"] for row in resources}
-    assert kernels == {"discretize", "discretize_adjoint", "discretize_tap_gradient", "discretize_foreach"}
+    assert kernels == {module.replace("foreach", "discretize_foreach") for module in MODULES}
     for kernel in kernels:
         assert {row["target"] for row in resources if row["kernel"] == kernel} == set(specs.ALL_TARGETS)
 
@@ -80,12 +80,14 @@ def test_random_widths_share_variants() -> None:
         "discretize_adjoint_kernel": 4 * 2 + 2 * 2,
         "discretize_tap_gradient_kernel": 4 * 2,
         "discretize_foreach_kernel": 2,
+        "discretize_foreach_adjoint_kernel": 2,
     }
     assert points == {
         "discretize_kernel": 4,  # a weight, an activation
         "discretize_adjoint_kernel": 4,
         "discretize_tap_gradient_kernel": 2,
         "discretize_foreach_kernel": 1,
+        "discretize_foreach_adjoint_kernel": 1,
         "linear_kernel": 3 * 2,
         "linear_backward_kernel": 3 * 2 * 2,
         "conv_kernel": 2 * 3 * 2,  # forward, input gradient

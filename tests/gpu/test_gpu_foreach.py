@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from inn_kernels import reference
-from inn_kernels.gpu import foreach
+from inn_kernels.gpu import foreach_table
 from inn_kernels.gpu.discretize import discretize
+from inn_kernels.gpu.discretize_adjoint import discretize_adjoint
 from inn_kernels.gpu.foreach import AxisTaps, discretize_layers
-from sampler_cases import check, random, taps
+from inn_kernels.gpu.foreach_adjoint import discretize_foreach_adjoint
+from inn_kernels.gpu.launch import Launch
+from inn_kernels.taps import Basis, Taps, taps_for
+from sampler_cases import DEVICE, check, random, taps
 
 LAYERS = (  # nodes, points of each axis (None: discrete), channels_last
     ((16, 3, 3, 3), (9, None), False),
@@ -63,14 +67,91 @@ def test_equals_layers_one_by_one() -> None:
             assert torch.equal(value, one) and value.stride() == one.stride()
 
 
-def test_mixed_storage_and_float64() -> None:
+def test_mixed_storage() -> None:
     nodes, along = network()
     nodes[2] = nodes[2].bfloat16()
-    out, in_ = along[7]
-    along[7] = (out._replace(weight=out.weight.double()), in_._replace(weight=in_.weight.double()))
-    nodes[7] = nodes[7].double()
     for x, sides, value in zip(nodes, along, discretize_layers(nodes, along, torch.float32)):
         check(value, plain(x, sides, torch.float32, torch.float32), plain(x, sides, torch.float64, torch.float64))
+
+
+def test_float64() -> None:
+    """Which the kernel does not store: each layer by its own operator."""
+    nodes, along = network(torch.float64)
+    along = [tuple(t and t._replace(weight=t.weight.double()) for t in sides) for sides in along]  # type: ignore[misc]
+    for x, sides, value in zip(nodes, along, discretize_layers(nodes, along, torch.float64)):
+        torch.testing.assert_close(value, plain(x, sides, torch.float64, torch.float64))
+
+
+def adjoint(grads: list[Tensor], along: list[AxisTaps], dtype: torch.dtype) -> list[Tensor]:
+    """The gradients of nodes, of layers with their taps."""
+    kept = [side for sides in along for side in sides if side is not None]
+    counted = iter(range(len(kept)))
+    out, in_ = zip(*[[-1 if side is None else next(counted) for side in sides] for sides in along])
+    sizes = [side.nodes for side in kept]
+    return discretize_foreach_adjoint(grads, [t.start for t in kept], [t.weight for t in kept], sizes, out, in_, dtype)
+
+
+def spread_back(grad: Tensor, along: AxisTaps, dtype: torch.dtype, wide: torch.dtype) -> Tensor:
+    for dim, side in enumerate(along):
+        if side is not None:
+            grad = reference.spread(grad, side.start, side.weight.to(wide), side.nodes, dim, wide)
+    return grad.to(dtype)
+
+
+SAMPLED = [n for n, (_, points, _) in enumerate(LAYERS) if any(points)]
+
+
+def gradients(kind: str, dtype: torch.dtype) -> tuple[list[Tensor], list[AxisTaps]]:
+    """Of the layers that are sampled, along taps of a kind: points, or cells of a few and of many nodes."""
+    torch.manual_seed(0)
+    grads, along = [], []
+    for shape, points, last in (LAYERS[n] for n in SAMPLED):
+        sides = [None if k is None else side_taps(kind, k, m) for m, k in zip(shape, points)]
+        sizes = [m if side is None else len(side.start) for m, side in zip(shape, sides)]
+        grads.append(random((*sizes, *shape[2:]), dtype, last))
+        along.append((sides[0], sides[1] if len(sides) > 1 else None))
+    return grads, along
+
+
+def side_taps(kind: str, points: int, nodes: int) -> Taps:
+    if kind in ("random", "clustered"):
+        return taps(kind, points, nodes)
+    fewer = max(points // (4 if kind == "wide cells" else 1), 1)
+    return taps_for(fewer, nodes, Basis(kernel="bspline"), quadrature="cells", device=DEVICE)
+
+
+@pytest.mark.parametrize("kind", ("random", "clustered", "cells", "wide cells"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+def test_adjoint_against_float64(kind: str, dtype: torch.dtype) -> None:
+    grads, along = gradients(kind, dtype)
+    for x, sides, value in zip(grads, along, adjoint(grads, along, torch.float32)):
+        check(
+            value,
+            spread_back(x, sides, torch.float32, torch.float32),
+            spread_back(x, sides, torch.float64, torch.float64),
+        )
+
+
+def test_adjoint_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches: list[object] = []
+    run = Launch.__call__
+    monkeypatch.setattr(Launch, "__call__", lambda self, *rest: (launches.append(self.kernel), run(self, *rest)))
+    grads, along = gradients("cells", torch.bfloat16)
+    values = adjoint(grads, along, torch.float32)
+    assert len(launches) == 1
+    for x, (out, in_), value in zip(grads, along, values):
+        assert value.is_contiguous() == x.is_contiguous() and not value._is_view()
+        if out is not None and in_ is not None:
+            one = discretize_adjoint(x, *out[:2], *in_[:2], out.nodes, in_.nodes, torch.float32)
+            torch.testing.assert_close(value, one, rtol=1e-6, atol=1e-6)
+
+
+def test_adjoint_of_float64_and_of_nothing() -> None:
+    grads, along = gradients("random", torch.float64)
+    along = [tuple(t and t._replace(weight=t.weight.double()) for t in sides) for sides in along]  # type: ignore[misc]
+    for x, sides, value in zip(grads, along, adjoint(grads, along, torch.float64)):
+        torch.testing.assert_close(value, spread_back(x, sides, torch.float64, torch.float64))
+    assert discretize_foreach_adjoint([], [], [], [], [], [], torch.float32) == []
 
 
 def test_results_do_not_overlap() -> None:
@@ -117,7 +198,7 @@ def test_no_layers() -> None:
 def test_table_is_cached() -> None:
     nodes, along = network()
     first = discretize_layers(nodes, along, torch.bfloat16)
-    with unittest.mock.patch.object(foreach, "_on_host") as written:
+    with unittest.mock.patch.object(foreach_table, "_on_host") as written:
         second = discretize_layers(nodes, along, torch.bfloat16)
     assert not written.called
     assert all(torch.equal(a, b) for a, b in zip(first, second))

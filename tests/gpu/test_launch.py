@@ -10,7 +10,7 @@ import torch
 import triton
 
 from inn_kernels.gpu import launch as launches
-from inn_kernels.gpu.launch import launch
+from inn_kernels.gpu.launch import Launch
 
 
 class Kernel:
@@ -45,6 +45,11 @@ def device(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return now
 
 
+def launch(kernel: Kernel, grid: tuple[int, ...], x: object, taps: object, size: int, **options: object) -> None:
+    """A launch of its own, as another shape has."""
+    Launch(kernel, grid, [size], options)(x, taps)
+
+
 X, TAPS = torch.zeros(64), torch.zeros(64, dtype=torch.int32)
 OPTIONS = {"LANES": 128, "ADJACENT": True, "num_warps": 4}
 
@@ -59,6 +64,21 @@ def test_the_second_launch_is_direct(device: dict[str, int]) -> None:
     ((*head, p_x, p_taps, size, adjacent, lanes),) = kernel.direct
     assert head == [6, 2, 1, 3, 7, (4, 1), None, None, None]
     assert p_x is y and p_taps is TAPS and (size, adjacent, lanes) == (1, True, 128)  # in the order of the kernel
+
+
+def test_one_launch_again_and_again(device: dict[str, int]) -> None:
+    kernel = Kernel()
+    again = Launch(kernel, (5,), [16], OPTIONS)
+    for now in (0, 0, 0, 1, 1, 0):
+        device["device"] = now
+        again(X, TAPS)
+    assert len(kernel.bound) == 2 and [args[3] for args in kernel.direct] == [0, 0, 100, 0]
+    again(X[1:], TAPS)  # of another alignment
+    again(X.double(), TAPS)
+    again(None, TAPS)
+    assert len(kernel.bound) == 5
+    again(X, TAPS)
+    assert len(kernel.direct) == 5
 
 
 @pytest.mark.parametrize(

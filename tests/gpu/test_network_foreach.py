@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import integral_nn as inn
 from inn_kernels import ops
-from inn_kernels.gpu import foreach
+from inn_kernels.gpu import foreach, foreach_adjoint
+from inn_kernels.gpu.foreach_table import Foreach
 from inn_kernels.gpu.launch import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -26,7 +27,7 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Iterator[Together]:
         monkeypatch.setattr("integral_nn.layers.scheme.can_join", lambda entry, _: on and entry.rule.fixed)
         if INTERPRETED:
             monkeypatch.setattr(ops, "discretize_foreach", foreach.discretize_foreach)
-            monkeypatch.setattr(ops, "discretize_foreach_adjoint", foreach.discretize_foreach_adjoint)
+            monkeypatch.setattr(ops, "discretize_foreach_adjoint", foreach_adjoint.discretize_foreach_adjoint)
 
     yield switch
 
@@ -48,8 +49,8 @@ def network() -> inn.IntegralNetwork:
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tensors of each common launch."""
     counts: list[int] = []
-    run = foreach._launch
-    monkeypatch.setattr(foreach, "_launch", lambda nodes, *rest: counts.append(len(nodes)) or run(nodes, *rest))
+    run = Foreach._launch
+    monkeypatch.setattr(Foreach, "_launch", lambda self, *rest: counts.append(len(rest[0])) or run(self, *rest))
     return counts
 
 
@@ -69,7 +70,7 @@ def test_values_and_gradients(together: Together, launches: list[int], trainable
         torch.manual_seed(1)
         sum((v * torch.randn(v.shape).to(v)).sum() for v in values.values()).backward()
         found[on] = values, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert launches == ([] if trainable else [8, 4])  # parameters, and statistics without gradients
+    assert launches == ([] if trainable else [8, 4, 8])  # parameters, statistics without gradients, and back
     for name, value in found[True][0].items():
         wanted = found[False][0][name]
         close(value, wanted)
@@ -80,7 +81,7 @@ def test_values_and_gradients(together: Together, launches: list[int], trainable
 
 
 def test_a_training_step(together: Together, launches: list[int]) -> None:
-    """Parameters, statistics, and statistics brought back: three launches."""
+    """Parameters, statistics, statistics brought back, and the gradients of parameters: four launches."""
     x = torch.randn(4, 3, 6, 6, device=DEVICE)
     steps = []
     for on, model in ((False, network()), (True, network())):
@@ -88,7 +89,7 @@ def test_a_training_step(together: Together, launches: list[int]) -> None:
         together(on)
         y = model(x)
         y.square().sum().backward()
-        assert launches == ([4, 8, 4, 4] if on else [4])  # one by one, only the last comes together
+        assert launches == ([4, 8, 4, 4, 8] if on else [4])  # one by one, only the last comes together
         plain = model.discretize().eval()
         buffers = [b for b in model.buffers() if b is not None]
         steps.append((y, plain(x), *(p.grad for p in model.parameters()), *buffers))

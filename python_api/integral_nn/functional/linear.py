@@ -91,8 +91,8 @@ def linear(
     if dataflow == "fused":
         fused.check(refusal)
         return fused.linear(x.to(compute), nodes, bias, out_taps, in_taps)
-    if step.takes(x, nodes, bias, taps, compute, backend):
-        return step.linear(x, nodes, bias, out_taps, in_taps, dataflow)
+    if step.takes(x, nodes, bias, taps, compute, dataflow, backend):
+        return step.linear(x.to(compute), nodes, bias, out_taps, in_taps, dataflow)
     sampled_bias = None if bias is None else sample(bias, [out_taps], compute, backend)
     if dataflow == "materialize":
         weight = sample(nodes, taps, compute, backend)

@@ -1,4 +1,4 @@
-"""The linear layer's dataflows `materialize` and `factored` as one autograd node each, for training on a CPU.
+"""The linear layer's dataflows `materialize` and `factored` as one autograd node each, for a training step.
 
     materialize   W = S_out nodes S_in^T,  y = x W^T + S_out b      factored   x' = x S_in,  y' = x' nodes^T + b
                                                                                y = y' S_out^T
@@ -29,15 +29,26 @@ _FRESH = 32 << 20  # bytes from which glibc's allocator takes fresh pages from t
 
 
 def takes(
-    x: Tensor, nodes: Tensor, bias: Tensor | None, taps: Sequence[Taps | None], compute: torch.dtype, backend: str
+    x: Tensor,
+    nodes: Tensor,
+    bias: Tensor | None,
+    taps: Sequence[Taps | None],
+    compute: torch.dtype,
+    dataflow: str,
+    backend: str,
 ) -> bool:
-    """Whether these nodes run a layer: a training step on a CPU in one dtype, both dimensions continuous and fixed."""
+    """Whether these nodes run a layer: a training step with both dimensions continuous and fixed.
+
+    On a CPU in one dtype; on a GPU `materialize`, of nodes in any dtype.
+    """
+    if backend == "cpp":
+        fits = x.dtype == nodes.dtype == compute and (bias is None or bias.dtype == compute)
+    else:
+        fits = backend == "triton" and dataflow == "materialize" and compute != torch.float64
     return (
-        torch.is_grad_enabled()
-        and backend == "cpp"
+        fits
+        and torch.is_grad_enabled()
         and nodes.dim() == 2
-        and x.dtype == nodes.dtype == compute
-        and (bias is None or bias.dtype == compute)
         and not torch.compiler.is_compiling()
         and all(along is not None and not along.weight.requires_grad for along in taps)
         and taps[0].weight.dtype == taps[1].weight.dtype  # type: ignore[union-attr]
@@ -58,7 +69,7 @@ class Materialized(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple:
-        weight, x, nodes, _, *taps = ctx.saved_tensors
+        weight, x, nodes, bias, *taps = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _through_autograd(ctx, dy, _materialize)
         need_x, need_nodes, need_bias = ctx.needs_input_grad[:3]
@@ -66,9 +77,9 @@ class Materialized(Function):
         dx = dy @ weight if need_x else None
         d_nodes = d_bias = None
         if need_nodes:
-            d_nodes = run.discretize_adjoint(_product(dy, x), *taps, *nodes.shape, x.dtype)
+            d_nodes = run.discretize_adjoint(_product(dy, x), *taps, *nodes.shape, nodes.dtype)
         if need_bias:
-            d_bias = run.spread(dy.sum(0), *taps[:2], nodes.shape[0], 0, x.dtype)
+            d_bias = run.spread(dy.sum(0), *taps[:2], nodes.shape[0], 0, bias.dtype)
         return dx, d_nodes, d_bias, *[None] * 4
 
 
@@ -95,9 +106,9 @@ class Factored(Function):
 
 
 def _product(dy: Tensor, x: Tensor) -> Tensor:
-    """dy^T x, [B, K] and [B, L] -> [K, L]. A large one goes into huge pages: 512 times fewer faults than by itself."""
-    size = dy.shape[1] * x.shape[1] * dy.element_size()
-    return dy.t() @ x if size < _FRESH else kernels().weight_gradient(dy, x)
+    """dy^T x, [B, K] and [B, L] -> [K, L]. A CPU's large one goes into huge pages: 512 times fewer faults."""
+    small = not dy.is_cpu or dy.shape[1] * x.shape[1] * dy.element_size() < _FRESH
+    return dy.t() @ x if small else kernels().weight_gradient(dy, x)
 
 
 def _through_autograd(ctx: Any, dy: Tensor, run: Callable[..., Tensor]) -> tuple:

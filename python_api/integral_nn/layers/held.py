@@ -12,7 +12,7 @@ when the call ends, their changes, read as functions of the channel, are brought
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -139,9 +139,8 @@ def _sample_alike(
     members, plan, dtype, _ = group
     given = [nodes[n] for n in members]
     means = sum(not entries[n].rule.geometric for n in members)
-    made = before = list(discretize_foreach([*given[:means], *_foreach_log(given[means:])], plan, dtype))
-    if means < len(made):
-        made = [*before[:means], *torch._foreach_exp(before[means:])]
+    before = list(discretize_foreach([*given[:means], *_each(_log, given[means:])], plan, dtype))
+    made = before[:means] + _each(torch.Tensor.exp_, before[means:])
     moved = []
     for n, value, old in zip(members, made, before):
         module, name, _, _ = entries[n]
@@ -154,8 +153,7 @@ def _sample_alike(
 @torch.no_grad()
 def _copied(moved: list[Moved]) -> list[Moved]:
     """With copies of means, which norms write to. (Variances before are logarithms, tensors of their own.)"""
-    own = [m.value for m in moved if m.before is m.value]
-    copies = iter(torch._foreach_mul(own, 1.0) if own else ())
+    copies = iter(_each(_as_it_is, [m.value for m in moved if m.before is m.value]))
     return [m._replace(before=next(copies)) if m.before is m.value else m for m in moved]
 
 
@@ -166,19 +164,38 @@ def bring_back(scheme: Scheme, moved: list[Moved]) -> None:
         return
     variances = [m for m in moved if scheme.statistics[m.at].rule.geometric]
     means = [m for m in moved if not scheme.statistics[m.at].rule.geometric]
-    after = [m.value for m in means] + _foreach_log([m.value for m in variances])
+    after = [m.value for m in means] + _each(_log, [m.value for m in variances])
     moved = [*means, *variances]
-    changes = _on_nodes(scheme, moved, list(torch._foreach_sub(after, [m.before for m in moved])))
+    changes = _on_nodes(scheme, moved, _each(torch.Tensor.sub_, after, [m.before for m in moved]))
     if means:
         torch._foreach_add_([m.nodes for m in means], changes[: len(means)])
     if variances:
         nodes = [m.nodes for m in variances]
         torch._foreach_clamp_min_(nodes, 1e-12)
-        torch._foreach_mul_(nodes, torch._foreach_exp(changes[len(means) :]))
+        torch._foreach_mul_(nodes, _each(torch.Tensor.exp_, changes[len(means) :]))
 
 
-def _foreach_log(variances: list[Tensor]) -> list[Tensor]:
-    return list(torch._foreach_log(torch._foreach_clamp_min(variances, 1e-12))) if variances else []
+def _log(x: Tensor) -> Tensor:
+    return x.clamp_min_(1e-12).log_()
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _each(change: Callable[..., Tensor], *tensors: list[Tensor]) -> list[Tensor]:
+    """`change` of each of many small vectors, in place of copies of them: one after the other in memory, at one go."""
+    first = tensors[0]
+    if torch.compiler.is_compiling() or len({(x.device, x.dtype) for x in first}) > 1:
+        return [change(*(x.clone() for x in one)) for one in zip(*tensors)]
+    if not first:
+        return []
+    made = change(*(torch.cat(each) for each in tensors))
+    with torch._C._ExcludeDispatchKeyGuard(_TRACKED):  # norms write to them: tensors of their own, no views
+        return list(made.split([x.shape[0] for x in first]))
+
+
+_TRACKED = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 
 
 def _on_nodes(scheme: Scheme, moved: Sequence[Moved], changes: list[Tensor]) -> list[Tensor]:
