@@ -11,6 +11,7 @@ the current stream).
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import os
 import subprocess
@@ -41,14 +42,17 @@ class NoGpu:
 
 
 def forget_sizes() -> None:
-    """Empty what the package keeps by sizes, which are its bounded caches: the next call finds its sizes new.
+    """Empty what the package keeps by sizes: the next call finds its sizes new. (Taps are kept elsewhere.)"""
+    for kept in size_caches():
+        kept.cache_clear()
 
-    (Taps are kept elsewhere.)
-    """
-    for name in [name for name in sys.modules if name.startswith(("inn_kernels.", "integral_nn."))]:
-        for kept in vars(sys.modules[name]).values():
-            if hasattr(kept, "cache_parameters") and kept.cache_parameters()["maxsize"]:
-                kept.cache_clear()
+
+@functools.cache
+def size_caches() -> list[Any]:
+    """The package's bounded caches. Those without a bound are not by sizes."""
+    names = [name for name in sys.modules if name.startswith(("inn_kernels.", "integral_nn."))]
+    kept = [value for name in names for value in vars(sys.modules[name]).values() if hasattr(value, "cache_parameters")]
+    return [cache for cache in kept if cache.cache_parameters()["maxsize"]]
 
 
 def _load_driver() -> ctypes.CDLL:
