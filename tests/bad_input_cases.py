@@ -101,6 +101,7 @@ def calls(w):
         "Axis.partition": (w.axis.partition, {"size": 6}),
         "Axis.taps": (w.axis.taps, {"weighted": True}),
         "Axis.load_state_dict": (w.axis.load_state_dict, {"state_dict": {"delta": torch.ones(6)}}),
+        "check_sizes": (inn.check_sizes, {"model": w.model}),
         "convert": (inn.convert, {"net": w.net, "example_inputs": IMAGES}),
         "find_axes": (inn.find_axes, {"net": w.net, "example_inputs": IMAGES}),
         "AxisSet.ties_of": (w.model.found.ties_of, {"name": "conv"}),
@@ -189,7 +190,8 @@ SIZES = {
 }  # fmt: skip
 EXTENT = {TypeError: ["8", True, 0.5], ValueError: [0, -1, MANY]}
 OPTIMIZER = {TypeError: ["adam", 0.1]}
-GENERATOR = {TypeError: [0, "seed"]}
+GENERATOR = {TypeError: [0.5, "seed", True], ValueError: [-1]}
+STEP_SEED = {TypeError: [0.5, "0", True], ValueError: [2**70, 3]}  # 3: beside a generator
 MODEL = {TypeError: [Late(lambda w: w.net), None, 3]}
 NETWORK = {TypeError: [3, None, "net"]}
 INPUTS = {TypeError: [3, None, [IMAGES], "x"]}
@@ -236,7 +238,7 @@ BAD = {
     },
     "Axis.resize": {"size": SIZE, "optimizer": OPTIMIZER},
     "Axis.share": {"part": {TypeError: ["x", None, True], ValueError: [-1, NAN, INF]}},
-    "Axis.resample": {"generator": GENERATOR, "optimizer": OPTIMIZER},
+    "Axis.resample": {"generator": GENERATOR, "seed": STEP_SEED, "optimizer": OPTIMIZER},
     "Axis.make_trainable": {"partition": {
         TypeError: [5, 2.5, "uniform", [0.0, 1.0], torch.arange(5), torch.linspace(0, 1, 5).cfloat()],
         ValueError: [FALLING, torch.tensor([0, NAN, 1]), torch.tensor([-0.5, 1]), torch.tensor([0, 1.5]), META,
@@ -250,6 +252,7 @@ BAD = {
                        {"delta": torch.ones(1)}, {"delta": torch.zeros(6)}, {"delta": torch.full((6,), NAN)},
                        {"delta": [1.0, 2.0]}, {"delta": torch.arange(6)}],
     }},
+    "check_sizes": {"model": NETWORK},
     "convert": CONVERT | {
         "quadrature": {ValueError: ["simpson", None, 3]},
         "nodes": {TypeError: ["x", True, {"conv": "x"}],
@@ -266,7 +269,7 @@ BAD = {
     "find_axes": CONVERT,
     "AxisSet.ties_of": {"name": {ValueError: ["absent", 3, None]}},
     "IntegralNetwork.resize": {"size": {**SIZES, TypeError: [*SIZES[TypeError], None]}, "optimizer": OPTIMIZER},
-    "IntegralNetwork.resample": {"generator": GENERATOR, "optimizer": OPTIMIZER},
+    "IntegralNetwork.resample": {"generator": GENERATOR, "seed": STEP_SEED, "optimizer": OPTIMIZER},
     "IntegralNetwork": {"net": {TypeError: [3, None], ValueError: [Late(lambda w: w.net)]},
                         "found": {TypeError: [3, "x"]}, "axes": {TypeError: [3, "x"]}},
     "IntegralNetwork.shapes": {"sizes": SIZES},

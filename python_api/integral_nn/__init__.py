@@ -24,6 +24,7 @@ from integral_nn.networks.network import IntegralNetwork
 from integral_nn.networks.norms import recalibrate
 from integral_nn.networks.snapshots import Snapshots
 from integral_nn.networks.tune import compressed_sizes, curvature_partition, tune_partitions
+from integral_nn.training.agreement import check_sizes
 
 __all__ = [
     "Axis",
@@ -38,6 +39,7 @@ __all__ = [
     "Report",
     "Snapshots",
     "capacity",
+    "check_sizes",
     "compressed_sizes",
     "convert",
     "count",

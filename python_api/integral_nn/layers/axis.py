@@ -17,6 +17,7 @@ from integral_nn.functional import checks
 from integral_nn.layers import replaced
 from integral_nn.layers.axis_points import Points, mark_dynamic
 from integral_nn.layers.deltas import deltas_from, resized, stretched
+from integral_nn.layers.draws import Draw, check_draw, ratio
 
 
 class Axis(Points):
@@ -109,15 +110,23 @@ class Axis(Points):
         step = self.multiple_of
         return max(round(part * self.nodes / step), -(-fewest // step)) * step
 
-    def resample(self, generator: torch.Generator | None = None, optimizer: Optimizer | None = None) -> int:
+    def resample(self, generator: Draw = None, optimizer: Optimizer | None = None, *, seed: int | None = None) -> int:
         """Draw a random size from `size_range`, a multiple of `multiple_of` (Algorithm 1). Returns it.
 
-        `optimizer`: as in `resize`.
+        Args:
+            generator: where it is drawn from (default: PyTorch's global one); or the number of the training step:
+                the size is then a function of `seed` and the step alone. Axes drawn one by one want a seed each.
+            optimizer: as in `resize`.
+            seed: of sizes drawn by step; default 0.
         """
-        checks.check_optional(generator, torch.Generator, "generator")
+        check_draw(generator, seed)
         checks.check_optional(optimizer, Optimizer, "optimizer")
         first, last = self._steps()
-        self._resize(self.multiple_of * int(torch.randint(first, last + 1, (), generator=generator)), optimizer)
+        if isinstance(generator, int):
+            size = self._between(ratio(generator, seed, ""))
+        else:
+            size = self.multiple_of * int(torch.randint(first, last + 1, (), generator=generator))
+        self._resize(size, optimizer)
         return self.size
 
     def make_trainable(self, partition: Tensor | None = None) -> None:
@@ -177,6 +186,11 @@ class Axis(Points):
         if first > last:
             raise ValueError(f"size_range {(low, high)} holds no multiple of multiple_of={self.multiple_of}")
         return first, last
+
+    def _between(self, ratio: float) -> int:
+        """The size that lies at a ratio in [0, 1) of those that `resample` draws from."""
+        first, last = self._steps()
+        return self.multiple_of * (first + min(int(ratio * (last - first + 1)), last - first))
 
     def _size_at(self, size: int | float, name: str = "size") -> int:
         """A size or a share of the nodes as a size that the axis can take."""

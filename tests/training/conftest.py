@@ -1,0 +1,12 @@
+"""Two ranks for all tests of this folder."""
+
+import pytest
+
+from ranks import Ranks
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory):
+    pair = Ranks(tmp_path_factory.mktemp("ranks"))
+    yield pair
+    pair.close()
