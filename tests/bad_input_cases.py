@@ -101,6 +101,7 @@ def calls(w):
         "Axis.partition": (w.axis.partition, {"size": 6}),
         "Axis.taps": (w.axis.taps, {"weighted": True}),
         "Axis.load_state_dict": (w.axis.load_state_dict, {"state_dict": {"delta": torch.ones(6)}}),
+        "replicate_points": (inn.replicate_points, {"model": w.net}),
         "check_sizes": (inn.check_sizes, {"model": w.model}),
         "convert": (inn.convert, {"net": w.net, "example_inputs": IMAGES}),
         "find_axes": (inn.find_axes, {"net": w.net, "example_inputs": IMAGES}),
@@ -252,6 +253,7 @@ BAD = {
                        {"delta": torch.ones(1)}, {"delta": torch.zeros(6)}, {"delta": torch.full((6,), NAN)},
                        {"delta": [1.0, 2.0]}, {"delta": torch.arange(6)}],
     }},
+    "replicate_points": {"model": {**NETWORK, ValueError: [Late(lambda w: w.model)]}},
     "check_sizes": {"model": NETWORK},
     "convert": CONVERT | {
         "quadrature": {ValueError: ["simpson", None, 3]},

@@ -25,6 +25,7 @@ from integral_nn.networks.norms import recalibrate
 from integral_nn.networks.snapshots import Snapshots
 from integral_nn.networks.tune import compressed_sizes, curvature_partition, tune_partitions
 from integral_nn.training.agreement import check_sizes
+from integral_nn.training.points import replicate_points
 
 __all__ = [
     "Axis",
@@ -57,6 +58,7 @@ __all__ = [
     "partition_from_deltas",
     "quadrature_weights",
     "recalibrate",
+    "replicate_points",
     "spectrum",
     "tune_partitions",
     "uniform_partition",

@@ -26,6 +26,7 @@ class Points(nn.Module):
     quadrature: str
     basis: Basis
     delta: nn.Parameter | None
+    keeps: bool  # `delta` is of one shape at every size
     _extent: Tensor  # [K, 0]
     _tables: dict[tuple, Taps]
     _traced: dict[str, Taps]
@@ -59,7 +60,7 @@ class Points(nn.Module):
             return rules.partition_for(self.quadrature, size, dtype=torch.float64)
         delta = self.delta.double()
         self._check_delta(delta.detach())
-        if size != self.size:
+        if size != delta.shape[0]:
             delta = resized(delta, size, self.quadrature)
         if rules.is_cells(self.quadrature):
             return rules.partition_from_deltas(torch.nn.functional.pad(delta, (1, 0)))

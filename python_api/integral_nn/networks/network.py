@@ -72,6 +72,7 @@ class IntegralNetwork(nn.Module):
         self._axes = dict(axes)
         self._tree = Tree()
         self._scheme = Kept()
+        self.register_load_state_dict_post_hook(_take_up)
 
     # axes ------------------------------------------------------------------------------------------------------
 
@@ -306,16 +307,15 @@ class IntegralNetwork(nn.Module):
         """
         checks.check_instance(state_dict, Mapping, "state_dict")
         state_dict = self._renamed(state_dict)
-        checks.try_loading(self, state_dict, strict, assign)
-        result = super().load_state_dict(state_dict, strict, assign)
-        device = next(iter(self.net.parameters())).device
-        for axis in self._axes.values():
-            axis.to(device)
-        for module in self._sampling():
-            if isinstance(module, SampledNorm):
-                values, _ = module.calibration()
-                module.calibrate(values, {axis: axis.size for axis in self._axes.values()})
-        return result
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list
+    ) -> None:
+        if not checks.is_shell(self):  # alone or within another module: before anything of the network is written
+            own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+            checks.try_loading(self, own, strict, local_metadata.get("assign_to_params_buffers", False))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     def _renamed(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
         old = {f"net.{name}": f"net.{name}{NODES}" for name in self.nodes()}
@@ -325,3 +325,16 @@ class IntegralNetwork(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={axis.size}/{axis.nodes}" for name, axis in self._axes.items())
+
+
+def _take_up(model: nn.Module, _: Any) -> None:
+    """What is left to do of a network that was loaded, by itself or as a part of another module."""
+    device = next(iter(model.parameters())).device
+    sizes = {}
+    for axis in model.modules():
+        if isinstance(axis, Axis):
+            axis.to(device)
+            sizes[axis] = axis.size
+    for norm in model.modules():
+        if isinstance(norm, SampledNorm):
+            norm.calibrate(norm.calibration()[0], sizes)
