@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import integral_nn as inn
 
@@ -26,12 +31,40 @@ def ordinary() -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
 
 
-def converted(**options: object) -> inn.IntegralNetwork:
-    """Two convolutions and a classifier, converted."""
-    return inn.convert(ordinary(), torch.rand(2, 3, 8, 8), permute=False, **options).train()
+@functools.cache
+def _converted() -> inn.IntegralNetwork:
+    return inn.convert(ordinary(), torch.rand(2, 3, 8, 8), permute=False).train()
+
+
+def converted() -> inn.IntegralNetwork:
+    """The same, converted."""
+    return copy.deepcopy(_converted())
 
 
 MAKE = {"by hand": by_hand, "converted": converted}
+
+
+def make(kind: str, trainable: bool = False) -> inn.IntegralNetwork:
+    """One of them, with points to train or without."""
+    model = MAKE[kind]()
+    for axis in model.axes.values() if trainable else ():
+        axis.make_trainable(keep=True)
+    return model
+
+
+def blocks(model: inn.IntegralNetwork, mesh: object = None, **options: object) -> inn.IntegralNetwork:
+    """Each layer with nodes is sharded by itself, then the root."""
+    mesh = mesh or init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    points = inn.replicate_points(model, mesh.get_group())
+    for layer in model.net:
+        if list(layer.parameters()):
+            fully_shard(layer, mesh=mesh, ignored_params=points, **options)
+    return fully_shard(model, mesh=mesh, ignored_params=points, **options)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be a shard."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach()
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
