@@ -4,9 +4,11 @@
 raise; `Late` ones are made of the world.
 """
 
+import tempfile
 from typing import NamedTuple
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
 
 import integral_nn as inn
@@ -52,6 +54,8 @@ class World:
         self.parts = nn.ModuleList([self.net, self.model, self.axis, *self.layers.values()])
         self.optimizer = torch.optim.Adam(self.parts.parameters())
         self.generator = torch.Generator().manual_seed(0)
+        self.checkpoint = tempfile.mkdtemp()
+        dcp.save(self.net.state_dict(), checkpoint_id=self.checkpoint, no_dist=True)
 
     def state(self):
         """Everything that a refused call must leave as it is."""
@@ -102,6 +106,7 @@ def calls(w):
         "Axis.taps": (w.axis.taps, {"weighted": True}),
         "Axis.load_state_dict": (w.axis.load_state_dict, {"state_dict": {"delta": torch.ones(6)}}),
         "replicate_points": (inn.replicate_points, {"model": w.net}),
+        "check_checkpoint": (inn.check_checkpoint, {"model": w.net, "checkpoint_id": w.checkpoint}),
         "check_sizes": (inn.check_sizes, {"model": w.model}),
         "convert": (inn.convert, {"net": w.net, "example_inputs": IMAGES}),
         "find_axes": (inn.find_axes, {"net": w.net, "example_inputs": IMAGES}),
@@ -255,6 +260,7 @@ BAD = {
     }},
     "replicate_points": {"model": {**NETWORK, ValueError: [Late(lambda w: w.model)]}},
     "check_sizes": {"model": NETWORK},
+    "check_checkpoint": {"model": NETWORK, "checkpoint_id": {TypeError: [3, None], ValueError: ["absent"]}},
     "convert": CONVERT | {
         "quadrature": {ValueError: ["simpson", None, 3]},
         "nodes": {TypeError: ["x", True, {"conv": "x"}],

@@ -25,6 +25,7 @@ from integral_nn.networks.norms import recalibrate
 from integral_nn.networks.snapshots import Snapshots
 from integral_nn.networks.tune import compressed_sizes, curvature_partition, tune_partitions
 from integral_nn.training.agreement import check_sizes
+from integral_nn.training.checkpoints import check_checkpoint
 from integral_nn.training.points import replicate_points
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Report",
     "Snapshots",
     "capacity",
+    "check_checkpoint",
     "check_sizes",
     "compressed_sizes",
     "convert",

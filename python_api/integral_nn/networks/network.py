@@ -310,8 +310,16 @@ class IntegralNetwork(nn.Module):
         return super().load_state_dict(state_dict, strict, assign)
 
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list
     ) -> None:
+        paths: dict[nn.Module, list[str]] = {axis: [] for axis in self._axes.values()}
+        for path, module in self.named_modules(remove_duplicate=False):
+            if module in paths:
+                paths[module].append(f"{prefix}{path}")
+        for leaf in ("delta", "_extra_state"):  # states of several processes may have one name of an axis alone
+            for names in ([f"{path}.{leaf}" for path in several] for several in paths.values()):
+                saved = next((state_dict[name] for name in names if name in state_dict), None)
+                state_dict.update({name: saved for name in names if saved is not None and name not in state_dict})
         if not checks.is_shell(self):  # alone or within another module: before anything of the network is written
             own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
             checks.try_loading(self, own, strict, local_metadata.get("assign_to_params_buffers", False))
