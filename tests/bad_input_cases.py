@@ -106,6 +106,7 @@ def calls(w):
         "Axis.taps": (w.axis.taps, {"weighted": True}),
         "Axis.load_state_dict": (w.axis.load_state_dict, {"state_dict": {"delta": torch.ones(6)}}),
         "replicate_points": (inn.replicate_points, {"model": w.net}),
+        "parameter_groups": (inn.parameter_groups, {"model": w.model}),
         "check_checkpoint": (inn.check_checkpoint, {"model": w.net, "checkpoint_id": w.checkpoint}),
         "check_sizes": (inn.check_sizes, {"model": w.model}),
         "convert": (inn.convert, {"net": w.net, "example_inputs": IMAGES}),
@@ -258,8 +259,9 @@ BAD = {
                        {"delta": torch.ones(1)}, {"delta": torch.zeros(6)}, {"delta": torch.full((6,), NAN)},
                        {"delta": [1.0, 2.0]}, {"delta": torch.arange(6)}],
     }},
-    "replicate_points": {"model": {**NETWORK, ValueError: [Late(lambda w: w.model)]}},
+    "replicate_points": {"model": {**NETWORK, ValueError: [Late(lambda w: w.model)]}, "mesh": {TypeError: [3, "all"]}},
     "check_sizes": {"model": NETWORK},
+    "parameter_groups": {"model": NETWORK, "weight_decay": NUMBER, "points_lr": NUMBER},
     "check_checkpoint": {"model": NETWORK, "checkpoint_id": {TypeError: [3, None], ValueError: ["absent"]}},
     "convert": CONVERT | {
         "quadrature": {ValueError: ["simpson", None, 3]},

@@ -26,6 +26,7 @@ from integral_nn.networks.snapshots import Snapshots
 from integral_nn.networks.tune import compressed_sizes, curvature_partition, tune_partitions
 from integral_nn.training.agreement import check_sizes
 from integral_nn.training.checkpoints import check_checkpoint
+from integral_nn.training.groups import parameter_groups
 from integral_nn.training.points import replicate_points
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "integrate",
     "midpoint_partition",
     "nodes_from",
+    "parameter_groups",
     "partition_from_deltas",
     "quadrature_weights",
     "recalibrate",

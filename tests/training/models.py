@@ -55,7 +55,7 @@ def make(kind: str, trainable: bool = False) -> inn.IntegralNetwork:
 def blocks(model: inn.IntegralNetwork, mesh: object = None, **options: object) -> inn.IntegralNetwork:
     """Each layer with nodes is sharded by itself, then the root."""
     mesh = mesh or init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    points = inn.replicate_points(model, mesh.get_group())
+    points = inn.replicate_points(model, mesh)
     for layer in model.net:
         if list(layer.parameters()):
             fully_shard(layer, mesh=mesh, ignored_params=points, **options)

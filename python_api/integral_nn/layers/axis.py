@@ -168,9 +168,15 @@ class Axis(Points):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start trainable points anew, uniform, in the parameter there is (whose memory may be new)."""
-        if self.delta is not None:
-            points = rules.partition_for(self.quadrature, self.delta.shape[0], dtype=torch.float64)
-            self.delta.copy_(deltas_from(points, self.quadrature))
+        own: Any = self.delta
+        if own is not None:
+            points = rules.partition_for(self.quadrature, own.shape[0], dtype=torch.float64)
+            delta = deltas_from(points, self.quadrature).to(own.device, own.dtype)
+            if hasattr(own, "device_mesh"):
+                from torch.distributed.tensor import distribute_tensor
+
+                delta = distribute_tensor(delta, own.device_mesh, own.placements)
+            own.copy_(delta)
 
     def extra_repr(self) -> str:
         parts = [f"nodes={self.nodes}", f"size={self.size}", f"quadrature={self.quadrature!r}"]

@@ -58,7 +58,10 @@ class Points(nn.Module):
             self._check_size(size)
         if self.delta is None:
             return rules.partition_for(self.quadrature, size, dtype=torch.float64)
-        delta = self.delta.double()
+        delta: Tensor = self.delta
+        if hasattr(delta, "full_tensor"):  # a DTensor, replicated or not
+            delta = delta.full_tensor()
+        delta = delta.double()
         self._check_delta(delta.detach())
         if size != delta.shape[0]:
             delta = resized(delta, size, self.quadrature)

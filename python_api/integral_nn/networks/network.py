@@ -316,10 +316,10 @@ class IntegralNetwork(nn.Module):
         for path, module in self.named_modules(remove_duplicate=False):
             if module in paths:
                 paths[module].append(f"{prefix}{path}")
-        for leaf in ("delta", "_extra_state"):  # states of several processes may have one name of an axis alone
+        for leaf in ("delta", "_extra_state"):  # states of several processes are made for one name of an axis alone
             for names in ([f"{path}.{leaf}" for path in several] for several in paths.values()):
                 saved = next((state_dict[name] for name in names if name in state_dict), None)
-                state_dict.update({name: saved for name in names if saved is not None and name not in state_dict})
+                state_dict.update({name: saved for name in names if saved is not None})
         if not checks.is_shell(self):  # alone or within another module: before anything of the network is written
             own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
             checks.try_loading(self, own, strict, local_metadata.get("assign_to_params_buffers", False))
@@ -341,7 +341,8 @@ def _take_up(model: nn.Module, _: Any) -> None:
     sizes = {}
     for axis in model.modules():
         if isinstance(axis, Axis):
-            axis.to(device)
+            if axis.delta is not None and axis.delta.device != device:
+                axis.to(device)
             sizes[axis] = axis.size
     for norm in model.modules():
         if isinstance(norm, SampledNorm):
