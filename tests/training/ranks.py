@@ -21,25 +21,38 @@ TIMEOUT = 20.0  # seconds
 class Ranks:
     """`ranks(function, *arguments)` runs it on every rank and returns what each returned, or raises what one raised."""
 
-    def __init__(self, folder: Path, world: int = 2) -> None:
+    def __init__(self, folder: Path, world: int = 2, timeout: float = TIMEOUT) -> None:
+        self._timeout = timeout
         context = mp.get_context("spawn")
         pipes = [context.Pipe() for _ in range(world)]
         self._ends = [mine for mine, _ in pipes]
         store = f"file://{folder / 'store'}"
         self._processes = [
-            context.Process(target=_serve, args=(rank, world, store, theirs), daemon=True)
+            context.Process(target=_serve, args=(rank, world, store, theirs, timeout), daemon=True)
             for rank, (_, theirs) in enumerate(pipes)
         ]
         for process in self._processes:
             process.start()
+        for _, theirs in pipes:
+            theirs.close()  # so that a process that dies closes its pipe
 
     def __call__(self, function: Any, *arguments: Any) -> list[Any]:
-        for end in self._ends:
-            end.send((function, arguments))
-        answers = [end.recv() if end.poll(4 * TIMEOUT) else (False, "no answer") for end in self._ends]
+        answers = self.answers(function, *arguments)
         for rank, (good, said) in enumerate(answers):
             assert good, f"rank {rank}: {said}"
         return [said for _, said in answers]
+
+    def answers(self, function: Any, *arguments: Any) -> list[tuple[bool, Any]]:
+        """Of every rank, whether it returned, and what; or else how it failed."""
+        for end in self._ends:
+            end.send((function, arguments))
+        return [self._answer(end) for end in self._ends]
+
+    def _answer(self, end: Any) -> tuple[bool, Any]:
+        try:
+            return end.recv() if end.poll(30 + 4 * self._timeout) else (False, "no answer")
+        except EOFError:
+            return False, "no answer"
 
     def close(self) -> None:
         """End the processes."""
@@ -50,10 +63,10 @@ class Ranks:
             process.kill()
 
 
-def _serve(rank: int, world: int, store: str, pipe: Any) -> None:
+def _serve(rank: int, world: int, store: str, pipe: Any, seconds: float) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    timeout = datetime.timedelta(seconds=TIMEOUT)
+    timeout = datetime.timedelta(seconds=seconds)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timeout)
     while True:
         try:
