@@ -103,3 +103,20 @@ def test_memory_made_afterwards_holds_uniform_points(quadrature):
     axis.reset_parameters()
     uniform = rules.partition_for(quadrature, 8, dtype=torch.float64)
     assert common.relative_error(axis.partition(), uniform) < 1e-6
+
+
+def test_one_compilation_serves_every_size(fresh_compiler):
+    axis = made("trapezoid")
+    net = inn.IntegralNetwork(torch.nn.Sequential(inn.IntegralLinear(3, axis), torch.nn.Tanh()))
+    graphs = []
+    compiled = torch.compile(net, backend=lambda graph, inputs: graphs.append(graph) or graph, fullgraph=True)
+    x = torch.ones(2, 3)
+    for size in (12, 7, 20, 9):
+        axis.resize(size)
+        found = []
+        for call in (compiled, net):
+            net.zero_grad()
+            call(x).square().sum().backward()
+            found.append(axis.delta.grad)
+        assert common.relative_error(*found) < 1e-5
+    assert len(graphs) == 1

@@ -81,3 +81,14 @@ def share(step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
 
 def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(net(x), y)
+
+
+def distance(model, reference, of=lambda p: p):
+    """The largest relative difference of a tensor."""
+    own = dict(model.named_parameters())
+    pairs = [(whole(of(own[name])), of(p).detach()) for name, p in reference.named_parameters()]
+    return max(float((x - y).norm() / y.norm()) for x, y in pairs)
+
+
+def gradients(p):
+    return p.grad

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.nn.parallel import DistributedDataParallel
 
 import integral_nn as inn
-from models import MAKE, batch, blocks, by_hand, loss, make, share, whole
+from models import MAKE, batch, blocks, by_hand, distance, gradients, loss, make, share, whole
 
 STEPS = 20
 
@@ -31,17 +31,6 @@ def offloaded(model):
 
 
 WRAPS = [ddp, static, blocks, root, offloaded]
-
-
-def distance(model, reference, of=lambda p: p):
-    """The largest relative difference of a tensor."""
-    own = dict(model.named_parameters())
-    pairs = [(whole(of(own[name])), of(p).detach()) for name, p in reference.named_parameters()]
-    return max(float((x - y).norm() / y.norm()) for x, y in pairs)
-
-
-def gradients(p):
-    return p.grad
 
 
 def optimizer_of(model):

@@ -27,6 +27,7 @@ class Points(nn.Module):
     basis: Basis
     delta: nn.Parameter | None
     keeps: bool  # `delta` is of one shape at every size
+    _replicated: bool  # `delta` is a DTensor that every rank has all of
     _extent: Tensor  # [K, 0]
     _tables: dict[tuple, Taps]
     _traced: dict[str, Taps]
@@ -58,12 +59,14 @@ class Points(nn.Module):
             self._check_size(size)
         if self.delta is None:
             return rules.partition_for(self.quadrature, size, dtype=torch.float64)
-        delta: Tensor = self.delta
-        if hasattr(delta, "full_tensor"):  # a DTensor, replicated or not
+        delta: Any = self.delta
+        if self._replicated:
+            delta = delta.to_local()
+        elif hasattr(delta, "full_tensor"):  # a shard, outside the forward pass
             delta = delta.full_tensor()
         delta = delta.double()
         self._check_delta(delta.detach())
-        if size != delta.shape[0]:
+        if (self.keeps and torch.compiler.is_compiling()) or size != delta.shape[0]:  # there, no branch on the size
             delta = resized(delta, size, self.quadrature)
         if rules.is_cells(self.quadrature):
             return rules.partition_from_deltas(torch.nn.functional.pad(delta, (1, 0)))
