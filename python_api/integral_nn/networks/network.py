@@ -20,6 +20,7 @@ from inn_kernels import transforms
 from integral_nn.coupling.axis_set import AxisSet
 from integral_nn.functional import checks
 from integral_nn.layers.axis import Axis
+from integral_nn.layers.axis_part import has_parts
 from integral_nn.layers.base import IntegralLayer
 from integral_nn.layers.draws import Draw, check_draw, ratio
 from integral_nn.layers.held import CALIBRATED, held, sample_modules
@@ -217,6 +218,8 @@ class IntegralNetwork(nn.Module):
         if any(hasattr(nodes, "device_mesh") for nodes in self.nodes().values()):
             raise RuntimeError("a plain network needs whole parameters, got shards: gather them first")
         sampling = self._sampling()
+        if any(has_parts(list(module._rules.values())) for module in sampling):
+            raise RuntimeError("a plain network needs whole layers, got parts: load their state into a whole model")
         converted = [module for module in sampling if not isinstance(module, IntegralLayer)]
         memo |= {id(m): m.discretize(sizes) for m in sampling if isinstance(m, IntegralLayer)}
         with torch.autocast(next(iter(self.net.parameters())).device.type, enabled=False):
@@ -307,6 +310,7 @@ class IntegralNetwork(nn.Module):
         """
         checks.check_instance(state_dict, Mapping, "state_dict")
         state_dict = self._renamed(state_dict)
+        checks.try_loading(self, state_dict, strict, assign)
         return super().load_state_dict(state_dict, strict, assign)
 
     def _load_from_state_dict(
@@ -320,9 +324,9 @@ class IntegralNetwork(nn.Module):
             for names in ([f"{path}.{leaf}" for path in several] for several in paths.values()):
                 saved = next((state_dict[name] for name in names if name in state_dict), None)
                 state_dict.update({name: saved for name in names if saved is not None})
-        if not checks.is_shell(self):  # alone or within another module: before anything of the network is written
+        if not checks.is_shell(self):  # within another module, too, before anything of the network is written
             own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
-            checks.try_loading(self, own, strict, local_metadata.get("assign_to_params_buffers", False))
+            checks.try_loading(self, own, False, local_metadata.get("assign_to_params_buffers", False))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     def _renamed(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
