@@ -26,9 +26,10 @@ from integral_nn.layers.draws import Draw, check_draw, ratio
 from integral_nn.layers.held import CALIBRATED, held, sample_modules
 from integral_nn.layers.module_sizes import update_sizes
 from integral_nn.layers.rule import Sizes
-from integral_nn.layers.sampled import Sampled, SampledNorm, ordinary, shape_of
+from integral_nn.layers.sampled import Sampled, ordinary, shape_of
 from integral_nn.layers.scheme import NODES, Kept, nodes_of
 from integral_nn.networks.hand_built import axes_of_layers
+from integral_nn.networks.loading import finish_loading, level_names
 from integral_nn.networks.named_axes import AxisTable
 from integral_nn.networks.tree import Tree
 
@@ -73,7 +74,7 @@ class IntegralNetwork(nn.Module):
         self._axes = dict(axes)
         self._tree = Tree()
         self._scheme = Kept()
-        self.register_load_state_dict_post_hook(_take_up)
+        self.register_load_state_dict_post_hook(finish_loading)
 
     # axes ------------------------------------------------------------------------------------------------------
 
@@ -316,14 +317,7 @@ class IntegralNetwork(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list
     ) -> None:
-        paths: dict[nn.Module, list[str]] = {axis: [] for axis in self._axes.values()}
-        for path, module in self.named_modules(remove_duplicate=False):
-            if module in paths:
-                paths[module].append(f"{prefix}{path}")
-        for leaf in ("delta", "_extra_state"):  # states of several processes are made for one name of an axis alone
-            for names in ([f"{path}.{leaf}" for path in several] for several in paths.values()):
-                saved = next((state_dict[name] for name in names if name in state_dict), None)
-                state_dict.update({name: saved for name in names if saved is not None})
+        level_names(self, state_dict, prefix)
         if not checks.is_shell(self):  # within another module, too, before anything of the network is written
             own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
             checks.try_loading(self, own, False, local_metadata.get("assign_to_params_buffers", False))
@@ -337,17 +331,3 @@ class IntegralNetwork(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={axis.size}/{axis.nodes}" for name, axis in self._axes.items())
-
-
-def _take_up(model: nn.Module, _: Any) -> None:
-    """What is left to do of a network that was loaded, by itself or as a part of another module."""
-    device = next(iter(model.parameters())).device
-    sizes = {}
-    for axis in model.modules():
-        if isinstance(axis, Axis):
-            if axis.delta is not None and axis.delta.device != device:
-                axis.to(device)
-            sizes[axis] = axis.size
-    for norm in model.modules():
-        if isinstance(norm, SampledNorm):
-            norm.calibrate(norm.calibration()[0], sizes)
