@@ -127,7 +127,7 @@ def environment(device: str = "cpu") -> dict[str, str]:
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
-    drawn = ("bench/results", "README.md", "docs/bench.md", "docs/figures")
+    drawn = ("bench/results", "README.md", "docs/bench.md", "docs/scaling.md", "docs/figures")
     dirty = any(not line[3:].startswith(drawn) for line in changed.splitlines())
     return {
         "device": device_name() if device == "cpu" else torch.cuda.get_device_name(),
