@@ -130,9 +130,9 @@ def reckoned_table() -> list[str]:
 def write(record: dict[str, Any], page: str) -> str:
     """The page with its tables between their marks."""
     where = record["where"]
+    measured = f"Measured on {where['device']}; PyTorch {where['torch']}, commit `{where['commit']}`."
     tables = {
-        "differences": [f"Measured on {where['device']}; PyTorch {where['torch']}, commit `{where['commit']}`.", ""]
-        + difference_table(record),
+        "differences": [measured, "", *difference_table(record)],
         "traffic": traffic_table(record),
         "reckoned": reckoned_table(),
     }

@@ -1,12 +1,14 @@
 """Bytes that ranks send: the formulas of docs/scaling.md against what two processes were seen to send."""
 
+import json
+
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from bench import traffic
+from bench import scaling, traffic
 from integral_nn.training.tensor_parallel import ColumnwisePoints, RowwisePoints
 from models import MAKE, blocks, loss, make, share
 
@@ -61,14 +63,40 @@ def test_split_layers_send_activations_and_gradients_of_nodes(ranks, kind):
         assert found == expected and len({one["all-reduce"] for one in found}) > 1
 
 
+def keep(rank, kind):
+    """Bytes of nodes, gradients, moments and sampled weights after a step."""
+    model = blocks(make(kind))
+    optimizer = torch.optim.Adam(model.parameters())
+    model.resample(1)
+    loss(model, *share(1, rank, 2)).backward()
+    optimizer.step()
+    own = [p.to_local() for p in model.parameters()]
+    moments = [m.to_local() for state in optimizer.state.values() for key, m in state.items() if key.startswith("exp")]
+    kinds = {"nodes": own, "gradients": [p.grad.to_local() for p in model.parameters()], "optimizer": moments}
+    return {name: sum(t.nbytes for t in tensors) for name, tensors in kinds.items()}
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_memory_of_shards(ranks, kind):
+    model = make(kind)
+    model.resample(1)
+    count = sum(p.numel() for p in model.parameters())
+    expected = traffic.memory(count, sum(t.numel() for t in model.sampled().values()), world=2)
+    found = ranks(keep, kind)
+    for name in ("nodes", "gradients", "optimizer"):
+        assert sum(one[name] for one in found) == 2 * expected[name]
+    assert expected["sampled weights"] == 2 * sum(t.nbytes for t in model.sampled().values())
+
+
 def test_memory_and_rings_by_hand():
     shapes = [torch.Size((5, 3)), torch.Size((4,))]
     assert traffic.data_parallel(shapes) == {"all-reduce": 76}
     assert traffic.fully_sharded(shapes, 2) == {"all-gather": 2 * 4 * 22, "reduce-scatter": 4 * 22}
     assert traffic.ring({"all-reduce": 100, "all-gather": 80}, 4) == 2 * 75 + 60
-    assert traffic.memory(100, 25, world=4) == {
-        "nodes": 100,
-        "gradients": 100,
-        "optimizer": 200,
-        "sampled weights": 200,
-    }
+    kept = traffic.memory(100, 25, world=4)
+    assert kept == {"nodes": 100, "gradients": 100, "optimizer": 200, "sampled weights": 200}
+
+
+def test_the_page_says_what_the_record_does():
+    page = scaling.PAGE.read_text()
+    assert scaling.write(json.loads(scaling.RECORD.read_text()), page) == page

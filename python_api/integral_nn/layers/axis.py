@@ -244,7 +244,9 @@ class Axis(Points):
         if self.delta is not None and self.delta is not delta:
             replaced.note(self.delta, self, "delta")
         self.resized_at = threading.get_ident(), torch._C._autograd._get_sequence_nr()
-        self.delta, self.keeps, self._replicated = delta, keeps, hasattr(delta, "device_mesh")
+        self.delta, self.keeps = delta, keeps
+        placements = getattr(delta, "placements", ())
+        self._replicated = bool(placements) and all(placement.is_replicate() for placement in placements)
         self._extent = torch.empty(size, 0)
         if "torch._dynamo" in sys.modules:
             mark_dynamic(self._extent)

@@ -60,10 +60,10 @@ class Points(nn.Module):
         if self.delta is None:
             return rules.partition_for(self.quadrature, size, dtype=torch.float64)
         delta: Any = self.delta
-        if self._replicated:
+        if not torch.compiler.is_compiling():
+            delta = delta.full_tensor() if hasattr(delta, "full_tensor") else delta
+        elif self._replicated:
             delta = delta.to_local()
-        elif hasattr(delta, "full_tensor"):  # a shard, outside the forward pass
-            delta = delta.full_tensor()
         delta = delta.double()
         self._check_delta(delta.detach())
         if (self.keeps and torch.compiler.is_compiling()) or size != delta.shape[0]:  # there, no branch on the size
