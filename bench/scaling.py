@@ -35,10 +35,10 @@ def combinations() -> Iterator[tuple[str, str, Callable, tuple]]:
 
     names = {
         parallel.ddp: "DistributedDataParallel",
-        parallel.static: "the same, static_graph, gradient_as_bucket_view",
+        parallel.static: "DistributedDataParallel, static_graph, gradient_as_bucket_view",
         parallel.blocks: "fully_shard of blocks and root",
         parallel.root: "fully_shard of the root",
-        parallel.offloaded: "the same of blocks, on the CPU between uses",
+        parallel.offloaded: "fully_shard of blocks and root, CPUOffloadPolicy",
     }
     for kind in parallel.MAKE:
         for trainable in (False, True):
@@ -91,11 +91,16 @@ def measure() -> dict[str, Any]:
 
 
 def difference_table(record: dict[str, Any]) -> list[str]:
-    """A row a combination, a column a network of fixed or trainable points."""
-    lines = ["| combination | network | largest difference | graphs compiled |", "|---|---|---|---|"]
+    """A row a combination, a column a kind of network, and how many graphs were compiled."""
+    networks = [f"{kind}, {points} points" for kind in ("by hand", "converted") for points in ("fixed", "trainable")]
+    rows: dict[str, dict[str, str]] = {}
     for row in record["differences"]:
-        lines.append(f"| {row['name']} | {row['network']} | {row['difference']:.0e} | {row.get('graphs', '')} |")
-    return lines
+        network, _, dtype = row["network"].partition(" points")
+        graphs = f" ({row['graphs']} graphs)" if "graphs" in row else ""
+        cells = rows.setdefault(row["name"] + dtype, {})
+        cells[f"{network} points"] = f"{row['difference']:.0e}{graphs}"
+    lines = [f"| combination | {' | '.join(networks)} |", "|---" * (1 + len(networks)) + "|"]
+    return lines + [f"| {name} | {' | '.join(cells.get(n, '') for n in networks)} |" for name, cells in rows.items()]
 
 
 def traffic_table(record: dict[str, Any]) -> list[str]:

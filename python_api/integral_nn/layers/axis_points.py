@@ -14,6 +14,7 @@ from inn_kernels.taps import Basis, Taps, make_cell_taps, make_taps, taps_for
 from integral_nn.functional import checks
 from integral_nn.functional.arguments import check_scale
 from integral_nn.layers.deltas import resized
+from integral_nn.layers.replaced import check_wrapped
 
 
 class Points(nn.Module):
@@ -61,6 +62,8 @@ class Points(nn.Module):
             return rules.partition_for(self.quadrature, size, dtype=torch.float64)
         delta: Any = self.delta
         if not torch.compiler.is_compiling():
+            if not self.keeps:
+                check_wrapped(delta)
             delta = delta.full_tensor() if hasattr(delta, "full_tensor") else delta
         elif self._replicated:
             delta = delta.to_local()
