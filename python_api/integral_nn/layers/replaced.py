@@ -60,7 +60,7 @@ def check_wrapped(delta: Tensor) -> None:
     wrapper = nn.parallel.DistributedDataParallel._get_active_ddp_module()
     if wrapper is not None and all(delta is not p for p in wrapper._module_parameters):
         raise RuntimeError(
-            f"an axis got other points, delta [{delta.shape[0]}], since DistributedDataParallel took note of parameters, "
+            f"an axis got other points, delta [{delta.shape[0]}], since DistributedDataParallel wrapped its module, "
             "which would not be trained alike: call make_trainable(keep=True) before, or wrap the module anew"
         )
 
