@@ -10,3 +10,9 @@ def ranks(tmp_path_factory):
     pair = Ranks(tmp_path_factory.mktemp("ranks"))
     yield pair
     pair.close()
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    """For tensors this small a second thread is a hindrance."""
+    threads(1)
