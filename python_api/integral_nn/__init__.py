@@ -25,6 +25,10 @@ from integral_nn.networks.norms import recalibrate
 from integral_nn.networks.snapshots import Snapshots
 from integral_nn.networks.tune import compressed_sizes, curvature_partition, tune_partitions
 from integral_nn.networks.warmup import warmup
+from integral_nn.training.agreement import check_sizes
+from integral_nn.training.checkpoints import check_checkpoint
+from integral_nn.training.groups import parameter_groups
+from integral_nn.training.points import replicate_points
 
 __all__ = [
     "Axis",
@@ -39,6 +43,8 @@ __all__ = [
     "Report",
     "Snapshots",
     "capacity",
+    "check_checkpoint",
+    "check_sizes",
     "compressed_sizes",
     "convert",
     "count",
@@ -53,9 +59,11 @@ __all__ = [
     "integrate",
     "midpoint_partition",
     "nodes_from",
+    "parameter_groups",
     "partition_from_deltas",
     "quadrature_weights",
     "recalibrate",
+    "replicate_points",
     "spectrum",
     "tune_partitions",
     "uniform_partition",
