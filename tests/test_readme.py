@@ -18,7 +18,10 @@ def test_example_prints_what_it_shows():
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/bench.md", "docs/paper.md"])
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("design", "bench", "numerics", "paper")))
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_files_named_exist(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\(([^)#:]+)[^)]*\)", text)
@@ -46,8 +49,26 @@ def test_networks_are_the_records(monkeypatch):
     sections = report.sections(records)
     for page in (ROOT / "README.md", ROOT / "docs" / "paper.md"):
         assert report.redrawn(page.read_text(), sections) == page.read_text()
-    assert "<!-- fashion-vgg: written" in TEXT  # README has a section for each of these
     assert "<!-- crepe: written" in TEXT
+    assert "<!-- fashion-vgg: written" in (ROOT / "docs" / "paper.md").read_text()
+
+
+def test_what_it_opens_with_is_the_records(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench import front
+
+    assert front.redrawn(TEXT) == TEXT
+    assert TEXT.index("docs/figures/front.svg") < TEXT.index(front.BEGIN) < TEXT.index("## ")
+    matplotlib = pytest.importorskip("matplotlib")
+    committed = front.FIGURE.read_text()
+    if f"Matplotlib v{matplotlib.__version__}" not in committed:
+        pytest.skip("the committed picture was drawn by another matplotlib")
+    front.draw(front.records()[0], tmp_path / "front.svg")
+    assert (tmp_path / "front.svg").read_text() == committed
+
+
+def test_it_can_be_read_at_one_sitting():
+    assert len(TEXT.splitlines()) < 120
 
 
 def test_figures_are_the_csvs(monkeypatch, tmp_path):
