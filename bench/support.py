@@ -146,6 +146,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", help="cuda: print its table, and leave the page as it is")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     if options.device == "cpu":
         PAGE.write_text(redrawn(PAGE.read_text()))
     else:

@@ -75,7 +75,8 @@ def test_what_it_opens_with_is_the_records(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(ops.compiled_missing is not None or torch.cuda.is_available(), reason="written with cpp, on a CPU")
-def test_what_runs_where_was_tried(monkeypatch):
+def test_what_runs_where_was_tried(monkeypatch, threads):
+    threads(1)
     monkeypatch.syspath_prepend(str(ROOT))
     from bench import support
 
