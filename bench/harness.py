@@ -10,12 +10,14 @@ import csv
 import gc
 import platform
 import random
+import shutil
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
 Runs = dict[str, Callable[[], object]]
 Times = dict[str, list[float]]
+R = TypeVar("R")
 
 
 @dataclass
@@ -53,6 +56,24 @@ class Row:
     def key(self) -> tuple[str, ...]:
         """What a row is a measurement of."""
         return self.op, self.provider, self.mode, self.shape, self.dtype
+
+
+@dataclass
+class HostRow:
+    """What one call costs the host, least and median of the rounds in microseconds of the thread's CPU time."""
+
+    group: str
+    call: str
+    us: float
+    us_p50: float
+    launches: int  # of our kernels
+    operators: int  # that PyTorch dispatches, views and allocations too; not what is within one of ours
+    dense: str = ""  # the call it is compared with
+    ratio: float | None = None
+    device: str = ""
+    torch: str = ""
+    triton: str = ""
+    commit: str = ""
 
 
 def paired_times(providers: Runs, seconds: float, least: int = 11, warm: int = 2) -> Times:
@@ -124,45 +145,53 @@ def environment(device: str = "cpu") -> dict[str, str]:
         triton_version = triton.__version__
     except ImportError:
         triton_version = ""
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
     drawn = ("bench/results", "README.md", "docs/bench.md", "docs/figures")
-    dirty = any(not line[3:].startswith(drawn) for line in changed.splitlines())
+    dirty = any(not line[3:].startswith(drawn) for line in _git("status", "--porcelain", "-uno").splitlines())
     return {
         "device": device_name() if device == "cpu" else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton_version,
-        "commit": commit + ("+changes" if dirty else ""),
+        "commit": _git("rev-parse", "--short", "HEAD").strip() + ("+changes" if dirty else ""),
     }
 
 
-def read_csv(path: Path) -> list[Row]:
-    """The rows of one CSV."""
+def _git(*arguments: str) -> str:
+    """What git says of the repository; nothing where there is no git, or no repository."""
+    if shutil.which("git") is None:
+        return ""
+    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout
+
+
+def read_csv(path: Path, kind: type[R] = Row) -> list[R]:  # type: ignore[assignment]
+    """The rows of one CSV: `Row`s, or of another such dataclass."""
     with path.open(newline="") as file:
-        return [_parsed(record) for record in csv.DictReader(file)]
+        return [_parsed(record, kind) for record in csv.DictReader(file)]
 
 
-def _parsed(record: dict[str, str]) -> Row:
+def _parsed(record: dict[str, str], kind: type[R]) -> R:
     values: dict[str, object] = {}
-    for field in fields(Row):
-        text, kind = record[field.name], str(field.type)
-        number = float if "float" in kind else int if "int" in kind else str
-        values[field.name] = None if text == "" and "None" in kind else number(text)
-    return Row(**values)  # type: ignore[arg-type]
+    for field in fields(kind):  # type: ignore[arg-type]
+        text, of = record[field.name], str(field.type)
+        number = float if "float" in of else int if "int" in of else str
+        values[field.name] = None if text == "" and "None" in of else number(text)
+    return kind(**values)
 
 
-def write_csv(rows: list[Row], path: Path) -> None:
+def write_csv(rows: Sequence[Any], path: Path, kind: type = Row) -> None:
     """One tidy CSV, a row a provider, mode and shape."""
+    path.unlink(missing_ok=True)
+    append_csv(rows, path, kind)
+
+
+def append_csv(rows: Sequence[Any], path: Path, kind: type = Row) -> None:
+    """Rows after those the file has, if it is there. They are on disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
-        writer.writeheader()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(kind)], lineterminator="\n")
+        if not file.tell():
+            writer.writeheader()
         for row in rows:
-            record = asdict(row)
-            writer.writerow(
-                {k: f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for k, v in record.items()}
-            )
+            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()})
 
 
 def merged(old: list[Row], new: list[Row]) -> list[Row]:

@@ -37,15 +37,15 @@ class Block(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """ResNet-18 for images of any size; `width` 64 and 1000 classes are 11.7 million weights."""
+    """ResNet-18 for images of any size; `width` 64 and 1000 classes are 11.7 million weights. Or its first stages."""
 
-    def __init__(self, width: int = 64, classes: int = 1000) -> None:
+    def __init__(self, width: int = 64, classes: int = 1000, stages: int = 4) -> None:
         super().__init__()
         self.stem, self.norm = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
-        widths = [width, width, 2 * width, 2 * width, 4 * width, 4 * width, 8 * width, 8 * width]
-        strides = [1, 1, 2, 1, 2, 1, 2, 1]
+        widths = [2**stage * width for stage in range(stages) for _ in range(2)]
+        strides = [2 if stage and first else 1 for stage in range(stages) for first in (True, False)]
         self.blocks = nn.Sequential(*(Block(i, o, s) for i, o, s in zip([width, *widths], widths, strides)))
-        self.head = nn.Linear(8 * width, classes)
+        self.head = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
@@ -53,9 +53,31 @@ class ResNet18(nn.Module):
         return self.head(self.blocks(x).mean((2, 3)))
 
 
-def converted(net: nn.Module, image: int, **rule: Any) -> IntegralNetwork:
+class MLP(nn.Module):
+    """The feed-forward halves of a transformer, one after the other, between two projections to 64 features."""
+
+    def __init__(self, width: int = 1024, hidden: int = 4096, blocks: int = 6, features: int = 64) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(features, width), nn.Linear(width, features)
+        self.up = nn.ModuleList(nn.Linear(width, hidden) for _ in range(blocks))
+        self.down = nn.ModuleList(nn.Linear(hidden, width) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual sums."""
+        x = self.embed(x)
+        for up, down in zip(self.up, self.down):
+            x = x + down(F.gelu(up(x)))
+        return self.head(x)
+
+
+def as_integral(net: nn.Module, example: Tensor, **rule: Any) -> IntegralNetwork:
     """The network as an integral one, channels in their old order: what is timed does not depend on it."""
-    return inn.convert(net, torch.zeros(1, 3, image, image), permute=False, fold=False, **rule)
+    return inn.convert(net, example, permute=False, fold=False, **rule)
+
+
+def converted(net: nn.Module, image: int, **rule: Any) -> IntegralNetwork:
+    """The network of images as an integral one."""
+    return as_integral(net, torch.zeros(1, 3, image, image), **rule)
 
 
 def grid_sample_tensor(nodes: Tensor, shape: torch.Size) -> Tensor:
@@ -82,6 +104,13 @@ def _grid_sampled(model: IntegralNetwork, shapes: dict[str, torch.Size]) -> dict
     return {name: grid_sample_tensor(tensors[name], shape) for name, shape in shapes.items()}
 
 
+def forget(model: IntegralNetwork) -> None:
+    """Sizes are new to the network, and to all: their partitions, quadratures and bases are to be made first."""
+    taps._of_ints.clear()
+    for axis in model.axes.values():
+        axis._keep({})
+
+
 def resizes(model: IntegralNetwork, cells: IntegralNetwork, share: float) -> tuple[Runs, dict[str, float], int]:
     """Every weight of the network at another size, beside copies of the nodes; errors, and bytes that must move.
 
@@ -97,9 +126,7 @@ def resizes(model: IntegralNetwork, cells: IntegralNetwork, share: float) -> tup
             return model.sampled()
 
     def resize_anew(model: IntegralNetwork = model) -> object:
-        taps._of_ints.clear()  # a size never seen before: its partition, quadrature and basis are made first
-        for axis in model.axes.values():
-            axis._keep({})
+        forget(model)
         return resize(model)
 
     def discretize() -> object:
@@ -158,6 +185,35 @@ def _within(errors: dict[str, float], amplified: int = 1) -> dict[str, float]:
     return errors
 
 
+def ways(model: IntegralNetwork, share: float) -> dict[str, tuple[Callable[[Tensor], Tensor], nn.Module]]:
+    """The network at one size, to be trained: plain, ours, weights through grid_sample. And what holds parameters."""
+    model.resize(share)
+    model.train()
+    plain = model.discretize().train()
+    shapes = {name: t.shape for name, t in plain.named_parameters()}
+
+    def through_grid_sample(x: Tensor) -> Tensor:
+        return functional_call(plain, _grid_sampled(model, shapes), (x,))
+
+    return {"dense": (plain, plain), "auto": (model, model), "grid_sample": (through_grid_sample, model)}
+
+
+def training_step(
+    net: Callable[[Tensor], Tensor], holder: nn.Module, x: Tensor, compute: torch.dtype
+) -> Callable[[], object]:
+    """Forward, under autocast to a narrower dtype, and backward; gradients are dropped."""
+
+    def run() -> object:
+        with torch.autocast(x.device.type, compute, enabled=compute != torch.float32):
+            y = net(x)
+        y.float().square().mean().backward()
+        for parameter in holder.parameters():
+            parameter.grad = None
+        return None
+
+    return run
+
+
 def steps(
     model: IntegralNetwork,
     cells: IntegralNetwork,
@@ -170,42 +226,16 @@ def steps(
 
     `cells` is the same network with its axes cut into cells.
     """
-    device = next(model.parameters()).device
-    for network in (model, cells):
-        network.resize(share)
-        network.train()
-    plain = model.discretize().train()
-    shapes = {name: t.shape for name, t in plain.named_parameters()}
+    nets = ways(model, share) | {"auto, cells": ways(cells, share)["auto"]}
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, 3, image, image, generator=generator).to(device)
-
-    def through_grid_sample(x: Tensor) -> Tensor:
-        return functional_call(plain, _grid_sampled(model, shapes), (x,))
-
-    def step(net: Callable[[Tensor], Tensor], holder: nn.Module) -> Callable[[], object]:
-        def run() -> object:
-            with torch.autocast(device.type, compute, enabled=compute != torch.float32):
-                y = net(x)
-            y.float().square().mean().backward()
-            for parameter in holder.parameters():
-                parameter.grad = None
-            return None
-
-        return run
-
-    nets = {
-        "dense": (plain, plain),
-        "auto": (model, model),
-        "auto, cells": (cells, cells),
-        "grid_sample": (through_grid_sample, model),
-    }
+    x = torch.randn(batch, 3, image, image, generator=generator).to(next(model.parameters()).device)
     errors = {}
     with torch.no_grad():
         exact, of_cells = (network.discretize().double().train()(x.double()) for network in (model, cells))
         for name, (net, _) in nets.items():
             errors[name] = relative_error(net(x), of_cells if "cells" in name else exact)
-    # Twenty layers with batch norm amplify what a single one rounds.
-    return {name: step(net, holder) for name, (net, holder) in nets.items()}, _within(errors, amplified=100)
+    runs: Runs = {name: training_step(net, holder, x, compute) for name, (net, holder) in nets.items()}
+    return runs, _within(errors, amplified=100)  # twenty layers with batch norm amplify what a single one rounds
 
 
 def latencies(

@@ -1,22 +1,24 @@
 """Sweep of launch configurations, which the tables in inn_kernels/gpu are made from: python -m bench.sweep [-k TEXT].
 
-    python -m bench.sweep                 on a GPU: time every candidate, write bench/results/sweep.csv
+    python -m bench.sweep --out FOLDER    on a GPU: time every candidate, write FOLDER/sweep.csv
     python -m bench.sweep --resources     with no GPU: rank the candidates by what the ahead-of-time compile says
     TRITON_INTERPRET=1 python -m bench.sweep      a dry run of every candidate on tiny shapes in the interpreter
 
 A case is one size class of one kernel: its shape, the table's present choice, and candidates as changes to that. Times
-are the device's medians over rounds in random order with a cold second-level cache; the error is the largest difference
+are the device's, medians over replays of a graph on rotated tensors (`gpu.clock`); the error is the largest difference
 from the present choice's result. The tables stay the one source: a better candidate is put there by hand.
+`make gpu-sweep` lets many processes compile before one measures.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
-import random
-import statistics
-from collections.abc import Callable, Mapping
+import math
+import sys
+import time
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -26,8 +28,9 @@ import torch
 import triton
 from torch import Tensor
 
-from bench.gpu import device_times
-from bench.harness import RESULTS
+from bench.gpu.clock import Rotation, rotated, timing
+from bench.gpu.rows import Lost, check_device, described
+from bench.harness import append_csv, quantiles, read_csv
 from inn_kernels.gpu import compile as aot
 from inn_kernels.gpu import (
     conv,
@@ -45,13 +48,43 @@ from inn_kernels.taps import taps_for
 
 DRY = INTERPRETED
 DEVICE = "cuda" if torch.cuda.is_available() and not DRY else "cpu"
+NAME = torch.cuda.get_device_name() if DEVICE == "cuda" else ""
 BF16, F32 = torch.bfloat16, torch.float32
 ENOUGH = 24 * 1024  # bytes in flight on a multiprocessor: its share of 3 TB/s for a microsecond, over 132 of them
-SECONDS = 2.0  # of device time, on each case
+SECONDS = 0.05  # of device time, on each candidate
 CLASSES = (("wide", 4096, 3072), ("narrow", 512, 384))  # of the samplers: nodes, points
 MEASURED = ("registers", "shared_bytes", "spill_bytes", "occupancy", "tensor_core")
-SHOWN = ("registers", "spill_bytes", "occupancy", "in_flight", "error")
+SHOWN = ("ms_p50", "registers", "spill_bytes", "occupancy", "in_flight", "error", "problem")
 Changes = dict[str, Any]
+
+
+@dataclass
+class SweepRow:
+    """One candidate of one case: its time in ms, its error, and what it takes of a multiprocessor."""
+
+    kernel: str
+    size_class: str
+    shape: str
+    candidate: str
+    target: str
+    ms_p50: float | None = None
+    error: float | None = None
+    registers: int | None = None
+    shared_bytes: int | None = None
+    spill_bytes: int | None = None
+    occupancy: float | None = None
+    tensor_core: str = ""
+    resident: int | None = None
+    in_flight: int | None = None  # bytes asked for ahead of their use
+    problem: str = ""
+    device: str = ""
+    torch: str = torch.__version__
+    triton: str = triton.__version__
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What a row is a measurement of."""
+        return self.kernel, self.size_class, self.candidate
 
 
 class Case(NamedTuple):
@@ -64,7 +97,7 @@ class Case(NamedTuple):
     present: Config
     spec: KernelSpec  # the usual dtypes, for the ahead-of-time compile
     candidates: list[Changes]
-    run: Callable[[], Any]  # the launcher
+    run: partial  # the launcher
     kind: str = "half"  # of multiplication
 
 
@@ -82,8 +115,8 @@ def only(table: Any, config: Config) -> Any:
     return (config,) if isinstance(table[0], Config) else ((gemm_configs.ANY, config),)
 
 
-def runner(case: Case, config: Config) -> Callable[[], Any]:
-    """The case's launch with one configuration in the table's place."""
+def runner(case: Case, config: Config, launch: Callable[[], Any]) -> Callable[[], Any]:
+    """A launch of the case with one configuration in the table's place."""
     values = [
         (case.module, case.table, only(getattr(case.module, case.table), config)),
         (gemm_configs, "fp32_precision", lambda: case.kind),
@@ -94,7 +127,7 @@ def runner(case: Case, config: Config) -> Callable[[], Any]:
         try:
             for attribute in values:
                 setattr(*attribute)
-            return case.run()
+            return launch()
         finally:
             for attribute in before:
                 setattr(*attribute)
@@ -177,40 +210,57 @@ def ahead(config: Config, module: ModuleType) -> int:
     return 2 * 2 * c["SIDE"] * c["ROW_DEPTH"]
 
 
-def resources(case: Case, config: Config, target: str) -> dict[str, Any] | None:
-    """What a candidate takes; None where it does not compile."""
+def resources(case: Case, config: Config, target: str) -> dict[str, Any]:
+    """What a candidate takes, or why it does not compile."""
     constants = {**case.spec.configs[0].constants, **config.constants}
     try:
         used = aot.inspect(case.spec, config._replace(constants=constants), target)
     except Exception as error:
-        print(f"{case.name} {config.name}: does not compile, {str(error).splitlines()[0][:80]}")
-        return None
+        print(f"{case.name} {config.name}: does not compile, {described(error)}")
+        return {"problem": described(error)}
     programs = int(used.occupancy * 64 / config.num_warps)
     measured = {key: getattr(used, key) for key in MEASURED}
     return measured | {"resident": programs, "in_flight": programs * ahead(config, case.module)}
 
 
-def measure(case: Case, few: int | None, target: str) -> list[dict[str, Any]]:
-    """A row for the present choice, first, and for each candidate that spills nothing, with times where it can run."""
-    rows, runs = [], {}
+def candidates(case: Case, few: int | None, target: str) -> Iterator[tuple[SweepRow, Config]]:
+    """The present choice, and each candidate that compiles and spills nothing."""
     for changes in [{}, *case.candidates[:few]]:
         name = " ".join(f"{key}={value}" for key, value in changes.items()) or "present"
         config = case.present.on(target)._replace(name=name, instead={"candidate": changes}).on("candidate")
         kernel, _, size_class = case.name.partition(" ")
-        row: dict[str, Any] = {"kernel": kernel, "size_class": size_class, "shape": case.shape}
-        row |= {"candidate": name, "target": target}
-        used: dict[str, Any] | None = {} if DRY else resources(case, config, target)
-        if used is not None and (name == "present" or not used.get("spill_bytes")):
-            rows.append(row | used)
-            runs[name] = runner(case, config._replace(resident=used.get("resident", config.resident)))
-    if DRY or DEVICE == "cuda":
-        times = device_times(dict(random.sample(list(runs.items()), len(runs))), SECONDS)
-        truth = results(runs["present"]())
-        for row in rows:
-            values = results(runs[row["candidate"]]())
-            row["ms_p50"] = round(1e3 * statistics.median(times[row["candidate"]]), 5)
-            row["error"] = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(values, truth))
-    return rows
+        used: dict[str, Any] = {} if DRY else resources(case, config, target)
+        row = SweepRow(kernel, size_class, case.shape, name, target, device=NAME, **used)
+        if name == "present" or not (row.problem or row.spill_bytes):
+            yield row, config._replace(resident=row.resident or config.resident)
+
+
+def measure(
+    case: Case, few: int | None, target: str, seconds: float | None, known: Container[tuple[str, ...]] = ()
+) -> Iterator[SweepRow]:
+    """A row of each candidate not yet known, and of the present choice, first. `seconds` of device time each.
+
+    With None, nothing is run.
+
+    Raises:
+        Lost: behind the row of a candidate that ended this process's use of the device.
+    """
+    launches = rotated(case.run).calls if seconds is not None else []
+    truth: list[Tensor] = []
+    for row, config in candidates(case, few, target):
+        if row.candidate != "present" and row.key in known:
+            continue
+        if seconds is not None:
+            try:
+                runs = [runner(case, config, launch) for launch in launches]
+                values = results(runs[0]())
+                truth = truth or values
+                row.error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(values, truth))
+                row.ms_p50 = quantiles(timing(Rotation(runs), DEVICE, seconds).seconds)[0]
+            except Exception as error:
+                row.problem = described(error)
+        yield row
+        check_device(DEVICE if seconds is not None else "cpu")
 
 
 def results(made: Any) -> list[Tensor]:
@@ -218,42 +268,65 @@ def results(made: Any) -> list[Tensor]:
     return [t.float() for t in ([made] if isinstance(made, Tensor) else made) if t.numel()]
 
 
-def merit(row: dict[str, Any]) -> tuple:
+def merit(row: SweepRow) -> tuple:
     """Order of candidates, best first: by time, or, where none was taken, by what the machine code promises."""
-    if "ms_p50" in row:
-        return (row["ms_p50"],)
-    return (row["spill_bytes"] > 0, row["tensor_core"] == "-", -min(row["in_flight"], ENOUGH), -row["occupancy"])
+    if row.problem:
+        return (2,)
+    if row.ms_p50 is not None:
+        return (0, row.ms_p50)
+    assert row.spill_bytes is not None and row.in_flight is not None and row.occupancy is not None
+    return (1, row.spill_bytes > 0, row.tensor_core == "-", -min(row.in_flight, ENOUGH), -row.occupancy)
 
 
-def main() -> None:
-    """Run the cases named on the command line and print the best candidates beside the present choice."""
+def report(case: Case, found: list[SweepRow]) -> None:
+    """Print the best candidates beside the present choice."""
+    ranked = sorted(found, key=merit)
+    present = next(row for row in found if row.candidate == "present")
+    place = f"present choice is number {ranked.index(present) + 1} of {len(found)}"
+    print(f"{case.name}, {case.shape}: {place}", flush=True)
+    for row in [present, *ranked[:3]]:
+        shown = {name: getattr(row, name) for name in SHOWN}
+        numbers = (f"{name} {value}" for name, value in shown.items() if value not in (None, ""))
+        print("    candidate", row.candidate, *numbers, flush=True)
+
+
+def main() -> int:
+    """Run the cases named on the command line; a row on disk as soon as there is one. 1: the device was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-k", default="", help="only cases whose kernel and size class hold this text")
     parser.add_argument("--resources", action="store_true", help="compile only, for --target")
     parser.add_argument("--target", choices=list(aot.TARGETS), help="default: the GPU's, or sm_90")
     parser.add_argument("--few", type=int, help="only so many candidates of each case")
-    parser.add_argument("--csv", type=Path, default=RESULTS / "sweep.csv", help="where times are written")
+    parser.add_argument("--out", type=Path, help="folder of sweep.csv; candidates it has are not run again")
+    parser.add_argument("--deadline", type=float, default=math.inf, help="seconds after which no candidate is begun")
+    parser.add_argument("--warm", default="", metavar="N/OF", help="a share of the cases, once; nothing written")
     options = parser.parse_args()
+    ends = time.monotonic() + options.deadline
     if DEVICE == "cpu" and not (DRY or options.resources):
         raise SystemExit("no GPU here; --resources ranks the candidates without one")
     target = options.target or target_of(torch.device(DEVICE))
-    rows = []
-    for case in sampler_cases() + fused_cases():
-        if options.k not in case.name:
-            continue
-        found = measure(case, options.few, target)
-        present, ranked = found[0], sorted(found, key=merit)
-        rows += found
-        print(f"{case.name}, {case.shape}: present choice is number {ranked.index(present) + 1} of {len(found)}")
-        for row in [present, *ranked[:3]]:
-            print("   ", *(f"{key} {value}" for key, value in row.items() if key in ("candidate", "ms_p50", *SHOWN)))
-    if DEVICE == "cuda":
-        where = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *where], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(row | where for row in rows)
+    seconds = None if options.resources else 0.0 if options.warm else SECONDS
+    part, of = map(int, options.warm.split("/")) if options.warm else (0, 1)
+    path = options.out / "sweep.csv" if options.out and not options.warm else None
+    known = {row.key for row in read_csv(path, SweepRow)} if path and path.exists() else set()
+    cases = [case for case in sampler_cases() + fused_cases() if options.k in case.name]
+    try:
+        for case in cases[part::of]:
+            found: list[SweepRow] = []
+            for row in measure(case, options.few, target, seconds, known):
+                found.append(row)
+                if path and row.key not in known:
+                    append_csv([row], path, SweepRow)
+                if time.monotonic() >= ends:
+                    break
+            report(case, found)
+            if time.monotonic() >= ends:
+                break
+    except Lost as error:
+        print(f"the device is lost to this process: {error}", flush=True)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

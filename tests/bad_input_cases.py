@@ -117,6 +117,7 @@ def calls(w):
         "IntegralNetwork.roughness": (w.model.roughness, {"order": 1, "power": 1.0}),
         "IntegralNetwork.load_state_dict": (w.model.load_state_dict, {"state_dict": w.model.state_dict()}),
         "recalibrate": (inn.recalibrate, {"model": w.model, "batches": [IMAGES, LAST]}),
+        "warmup": (inn.warmup, {"model": w.model, "sizes": [0.5, {"conv": 6}]}),
         "tune_partitions": (
             inn.tune_partitions,
             {"model": w.model, "loss_fn": loss, "batches": [IMAGES, LAST], "also": ["biases", "norms"], "steps": 3},
@@ -287,6 +288,8 @@ BAD = {
                        Late(lambda w: {**w.model.state_dict(), "partitions.0.delta": torch.zeros(4)}),
                        Late(lambda w: {**w.model.state_dict(), "partitions.0.delta": torch.ones(4), "other": META})],
     }},
+    "warmup": {"model": MODEL, "sizes": {
+        TypeError: [3, None, "x", [0.5, "x"]], ValueError: [[0.5, 0.0], [{"absent": 4}]]}},
     "recalibrate": {"model": MODEL, "batches": {
         TypeError: [3, None], ValueError: [[], Late(lambda w: broken()), [IMAGES, NAN * IMAGES]]}},
     "tune_partitions": {

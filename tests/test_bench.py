@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench import __main__ as command  # noqa: E402
-from bench import compare, count, gpu, harness, jobs, networks, providers, report, torch_integral  # noqa: E402
+from bench import compare, count, harness, jobs, networks, providers, torch_integral  # noqa: E402
+from bench.tables import targets  # noqa: E402
 from inn_kernels import ops  # noqa: E402
 
 
@@ -160,7 +161,7 @@ def test_memory_and_launches_are_counted():
 def test_targets_say_what_is_missed():
     ratios = {"dense": 1.0, "auto": 1.6, "materialize": 1.28, "factored": 1.7, "grid_sample": 64.0}
     rows = [row(provider=name, ratio_to_dense=ratio, shape="8 nodes at 6, batch 4") for name, ratio in ratios.items()]
-    met = {text: (value, met) for text, _, value, met in report.targets(rows)}
+    met = {text: (value, met) for text, _, value, met in targets.targets(rows)}
     assert met["`auto` over the best dataflow, at worst"] == ("1.25", False)
     assert met["`grid_sample` over ours, linear layers, geometric mean"] == ("40.00", True)
     assert met["step over dense, linear layers of at most 64 rows, geometric mean"] == ("1.60", True)
@@ -185,12 +186,6 @@ def test_figures_are_the_same_bytes_every_time(tmp_path):
     for name in ("a", "b"):
         figures.draw(rows, tmp_path / name)
     assert (tmp_path / "a" / "growth.svg").read_bytes() == (tmp_path / "b" / "growth.svg").read_bytes()
-
-
-def test_gpu_script_runs_dry(monkeypatch, capsys, small_network):
-    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--dry-run"])
-    gpu.main()
-    assert "rows, none written" in capsys.readouterr().out
 
 
 def test_pytest_benchmark_holds_the_same_numbers(tmp_path):

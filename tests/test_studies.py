@@ -184,3 +184,13 @@ def test_widths_and_converted(tmp_path):
     untuned = json.loads((tmp_path / "runs/quick/converted-vgg.json").read_text())["rows"]
     for row in untuned.values():  # at full width the network itself
         assert abs(row["test"]["100"][0] - rows["alone-100"]["test"]["100"][0]) < 0.5
+
+
+def test_a_switch_of_basis_keeps_full_width_and_parameters(widths):
+    x = torch.randn(4, 1, 8, 8)
+    net = widths.make(widths.SWITCHED, small, 8, x)
+    parameters, before = list(net.parameters()), net.at(8).eval()(x)
+    net.switch()
+    assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
+    torch.testing.assert_close(net.at(8).eval()(x), before)
+    assert {axis.basis.kernel for axis in net.model.axes.values()} == {"conservative"}

@@ -77,4 +77,18 @@ class Integral(nn.Module):
         return self.model.discretize(width / self.full)
 
 
+class Switched(Integral):
+    """Trained over B-splines first, which smooths what is learned, then over conservative cells, which do not.
+
+    The change is exact at full size: there, a conservative node is the weight itself.
+    """
+
+    def switch(self) -> None:
+        """From here on, conservative cells."""
+        weights = self.model.discretize(1.0).state_dict()
+        for axis in self.model.axes.values():
+            axis.basis = axis.basis._replace(kernel="conservative")
+        self.model.load_discrete(weights)
+
+
 AnyWidth = Alone | Slices | Integral

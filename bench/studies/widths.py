@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from bench.studies.anywidth import Alone, AnyWidth, Build, Integral, Slices
+from bench.studies.anywidth import Alone, AnyWidth, Build, Integral, Slices, Switched
 from bench.studies.nets import NETS
 from bench.studies.options import parse
 from bench.studies.pictures import Data, accuracy, batch, digits, fashion
@@ -51,8 +51,10 @@ INTEGRAL: dict[str, dict[str, Any]] = {  # how `inn.convert` samples weights
     "cells-cubic": {"quadrature": "cells", "kernel": "cubic"},
     "cells-bspline": {"quadrature": "cells", "kernel": "bspline"},
 }
+SWITCHED = "cells-switched"  # from B-splines to conservative cells, after this share of the steps
+SWITCH = 2 / 3
 ALONE = {f"alone-{share:.0%}".rstrip("%"): share for share in (0.25, 0.5, 1.0)}
-ROWS = ("slices", *INTEGRAL, *ALONE)
+ROWS = ("slices", *INTEGRAL, SWITCHED, *ALONE)
 
 Draw = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
@@ -67,6 +69,8 @@ def make(row: str, build: Build, full: int, example: Tensor) -> AnyWidth:
     if row in ALONE:
         return Alone(build(round(ALONE[row] * full)))
     net = build(full)
+    if row == SWITCHED:
+        return Switched(net, full, example, INTEGRAL["cells-bspline"])
     return Slices(net, build) if row == "slices" else Integral(net, full, example, INTEGRAL[row])
 
 
@@ -90,12 +94,15 @@ def train(net: AnyWidth, full: int, pictures: Draw, steps: int, lr: float, seed:
     draw = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(net.parameters(), lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    switch = round(SWITCH * steps) if isinstance(net, Switched) else steps
     parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
     first, seconds = 0, 0.0
     if kept.exists():
         state = torch.load(kept, weights_only=True, map_location="cpu")
         if state["steps"] != steps:
             raise SystemExit(f"{kept} is of a training of {state['steps']} steps, not {steps}: choose a --folder")
+        if state["step"] > switch:
+            net.switch()  # type: ignore[union-attr]
         for name, part in parts.items():
             part.load_state_dict(state[name])  # type: ignore[attr-defined]
         draw.set_state(state["draw"])
@@ -103,6 +110,8 @@ def train(net: AnyWidth, full: int, pictures: Draw, steps: int, lr: float, seed:
     start = time.perf_counter() - seconds
     net.train()
     for step in tqdm(range(first, steps), kept.stem, initial=first, total=steps, mininterval=2):
+        if step == switch:
+            net.switch()  # type: ignore[union-attr]
         x, y = pictures(draw)
         optimizer.zero_grad()
         backward(net, x, y, full, [] if isinstance(net, Alone) else stratified(full, draw))

@@ -94,8 +94,7 @@ def launcher(name: str) -> Callable[..., Any]:
 def _implementation(name: str) -> Callable[..., Any]:
     plain = getattr(reference, name)
     parameters = inspect.signature(plain).parameters.values()
-    tensors = [i for i, given in enumerate(parameters) if given.annotation == "Tensor"]
-    optional = [i for i, given in enumerate(parameters) if given.annotation == "Tensor | None"]
+    tensors = [i for i, given in enumerate(parameters) if given.annotation in ("Tensor", "Tensor | None")]
     results = [i for i, given in enumerate(parameters) if given.name == "dtype"]
     fused = _FILES[name] in ("linear", "conv")
     weights = [i for i, given in enumerate(parameters) if fused and given.name in ("out_weight", "in_weight")]
@@ -103,8 +102,8 @@ def _implementation(name: str) -> Callable[..., Any]:
     @functools.wraps(plain)
     def run(*arguments: Any) -> Any:
         # Kernels take tensors of float32 and narrower (and int32 starts), and make such.
-        taken = all([arguments[i].dtype in _TAKEN for i in tensors]) and all([arguments[i] in _TAKEN for i in results])
-        taken = taken and all([arguments[i] is None or arguments[i].dtype in _TAKEN for i in optional])
+        taken = all([arguments[i] is None or arguments[i].dtype in _TAKEN for i in tensors])
+        taken = taken and all([arguments[i] in _TAKEN for i in results])
         if taken and all([arguments[i].shape[-1] <= FUSED_TAPS for i in weights]):
             return launcher(name)(*arguments)
         return plain(*arguments)

@@ -223,6 +223,7 @@ def conv_node_gradient_kernel(
         tl.store(p_d_bias + b_i, tl.sum(b_bias, 1).to(p_d_bias.dtype.element_ty), mask=b_i < M_left)
 
 
+Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
 
@@ -270,7 +271,7 @@ def conv_input_gradient(
 @functools.lru_cache(4096)
 def _launch_of(
     config: Config, flags: Flags, device: torch.device, taps: int, contributors: int, transposed: bool,
-    y: tuple[int, ...], x: tuple[int, ...], nodes: tuple[int, ...], scale: Pair, offset: Pair, step: Pair, divide: Pair,
+    y: Shape, x: Shape, nodes: Shape, scale: Shape, offset: Shape, step: Shape, divide: Shape,
 ) -> Work:  # fmt: skip
     left, summed = (nodes[1], nodes[0]) if transposed else nodes[:2]
     offsets, block = nodes[2] * nodes[3], config.constants["ROWS"]
@@ -293,7 +294,7 @@ def _launch(
     work = _launch_of(
         *select(FORWARD, x, nodes, y.shape[0] * y.shape[2] * y.shape[3]), x.device,
         out_table.taps, in_table.contributors, transposed, y.shape, x.shape, nodes.shape,
-        (scale[0], scale[1]), offset, (step[0], step[1]), (divide[0], divide[1]),
+        *map(tuple, (scale, offset, step, divide)),
     )  # fmt: skip
     with guard(x):
         space = workspace(x.device, work.splits, work.tiles, work.tile_numel)
@@ -304,8 +305,8 @@ def _launch(
 @functools.lru_cache(4096)
 def _node_gradient_launch(
     config: Config, flags: Flags, device: torch.device, out_contributors: int, in_contributors: int,
-    dy: tuple[int, ...], x: tuple[int, ...], nodes: tuple[int, ...],
-    stride: Pair, padding: Pair, dilation: Pair, need_nodes: bool, need_bias: bool,
+    dy: Shape, x: Shape, nodes: Shape, stride: Shape, padding: Shape, dilation: Shape,
+    need_nodes: bool, need_bias: bool,
 ) -> Launch:  # fmt: skip
     (out_nodes, in_nodes), offsets, side = nodes[:2], nodes[2] * nodes[3], config.constants["SIDE"]
     across = cdiv(in_nodes * offsets, side) if need_nodes else 1
@@ -341,7 +342,7 @@ def conv_node_gradient(
     dy, x = pad_points(dy, out_table), pad_points(x, in_table)
     launch = _node_gradient_launch(
         *select(NODE_GRADIENT, x, nodes, 1), x.device, out_table.contributors, in_table.contributors,
-        dy.shape, x.shape, nodes.shape, tuple(stride), tuple(padding), tuple(dilation), need_nodes, need_bias,
+        dy.shape, x.shape, nodes.shape, *map(tuple, (stride, padding, dilation)), need_nodes, need_bias,
     )  # fmt: skip
     with guard(x):
         launch(d_nodes, d_bias, dy, x, *out_table.nodes[:5], *in_table.nodes[:5])

@@ -25,6 +25,7 @@ from integral_nn.networks.network import IntegralNetwork
 from integral_nn.networks.norms import recalibrate
 from integral_nn.networks.snapshots import Snapshots
 from integral_nn.networks.tune import compressed_sizes, curvature_partition, tune_partitions
+from integral_nn.networks.warmup import warmup
 
 __all__ = [
     "Axis",
@@ -59,4 +60,5 @@ __all__ = [
     "spectrum",
     "tune_partitions",
     "uniform_partition",
+    "warmup",
 ]

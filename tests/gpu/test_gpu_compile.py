@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -169,3 +170,38 @@ def test_cpu_tensors_are_refused_outside_the_interpreter(monkeypatch: pytest.Mon
     monkeypatch.setattr(launch, "INTERPRETED", False)
     with pytest.raises(RuntimeError, match="run on a GPU"):
         launch.guard(torch.empty(1))
+
+
+def innermost_loops(sass: str) -> list[list[str]]:
+    """Instructions of every loop that holds no other."""
+    lines = [re.sub(r"/\*.*?\*/", "", line).strip() for line in sass.splitlines()]
+    labels = {line.rstrip(":"): at for at, line in enumerate(lines) if re.fullmatch(r"\.L_\w+:", line)}
+    jumps = [
+        (labels[to[0]], at) for at, line in enumerate(lines) if (to := re.findall(r"\bBRA\b.*`\((\.L_\w+)\)", line))
+    ]
+    spans = [(begin, end) for begin, end in jumps if begin < end]
+    return [lines[a:b] for a, b in spans if not any(a <= c and d <= b and (c, d) != (a, b) for c, d in spans)]
+
+
+def test_all_loads_of_the_adjoint_are_in_flight_together() -> None:
+    """Four columns a thread, four points each: no value is waited for before the last of the sixteen is asked for."""
+    code = (
+        "import sys, tempfile\n"
+        "from inn_kernels.gpu import compile, discretize_adjoint\n"
+        "spec = next(s for s in discretize_adjoint.KERNELS if s.variant == 'bf16-fp32')\n"
+        "config = next(c for c in spec.configs if c.name == 'wide ADJACENT=False')\n"
+        "with tempfile.NamedTemporaryFile(suffix='.cubin') as file:\n"
+        "    file.write(compile.compile_one(spec, config, 'sm_90').asm['cubin'])\n"
+        "    file.flush()\n"
+        "    print(compile._tool('nvdisasm', '-c', file.name))"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+    loops = [loop for loop in innermost_loops(done.stdout) if sum("LDG.E.U16" in line for line in loop) == 16]
+    assert loops
+    for loop in loops:
+        loads = {at: line.split("LDG.E.U16 ")[1].split(",")[0] for at, line in enumerate(loop) if "LDG.E.U16" in line}
+        asked: set[str] = set()
+        for at in range(min(loads), max(loads) + 1):
+            assert not asked & set(re.findall(r"\bR\d+\b", loop[at].partition(",")[2])), loop[at]
+            asked |= {loads[at]} if at in loads else set()

@@ -30,6 +30,18 @@ def test_every_candidate_of_a_sampler_runs() -> None:
     assert all(line.endswith("error 0.0") for line in printed[1:])
 
 
+def test_rows_come_one_by_one_and_those_there_are_stay(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.csv"
+    columns = "kernel,size_class,shape,candidate,target,ms_p50,error,registers,shared_bytes,spill_bytes,occupancy,"
+    columns += "tensor_core,resident,in_flight,problem,device,torch,triton"
+    there = "discretize,narrow,12 nodes at 9,SUB=1 LANES=64 num_warps=2 max_registers=None,sm_90" + 9 * "," + ",lost,,,"
+    path.write_text(f"{columns}\n{there}\n")
+    sweep("-k", "discretize narrow", "--few", "2", "--out", str(tmp_path), TRITON_INTERPRET="1")
+    kept, first, second = path.read_text().splitlines()[1:]
+    assert kept == there and first.startswith("discretize,narrow,12 nodes at 9,present,sm_90,")
+    assert second.startswith("discretize,narrow,12 nodes at 9,SUB=1 LANES=64 num_warps=2 max_registers=40,sm_90,")
+
+
 def test_resources_rank_without_a_gpu() -> None:
     printed = sweep("--resources", "--target", "sm_90", "-k", "tap_gradient narrow", "--few", "2").splitlines()
     assert printed[0].startswith("discretize_tap_gradient narrow, 512 nodes at 384: present choice is number")

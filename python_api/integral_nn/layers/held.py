@@ -26,7 +26,7 @@ from integral_nn.functional.foreach import discretize_foreach, make_plan
 from integral_nn.functional.interpolate import interpolate
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.rule import Rule, Sizes, log
-from integral_nn.layers.scheme import Entry, Group, Kept, Scheme, dtype_of, scheme_for
+from integral_nn.layers.scheme import NODES, STATISTICS, Entry, Group, Kept, Scheme, dtype_of, scheme_for
 
 CALIBRATED = "_calibrated"
 """What the name of a buffer that holds statistics measured at one size ends with."""
@@ -225,16 +225,26 @@ def _groups_back(scheme: Scheme, moved: Sequence[Moved]) -> list[Group]:
             kinds.setdefault((m.nodes.device, m.nodes.dtype), []).append(n)
     axes = [scheme.statistics[m.at].rule.axes.values() for m in moved]
     return [
-        Group(members, make_plan([[_reverse(moved[n].nodes, *axes[n])] for n in members]), dtype, [])
+        Group(members, make_plan([[_reverse(moved[n].nodes, next(iter(axes[n])))] for n in members]), dtype, [])
         for (_, dtype), members in kinds.items()
     ]
 
 
-def _reverse(nodes: Tensor, axis: Axis) -> Taps:
+def _reverse(nodes: Tensor, axis: Axis, sizes: Sizes = None) -> Taps:
     """Taps of the nodes of an axis on its points: linear interpolation between the centres of equal cells."""
+    points = axis.size if sizes is None else sizes[axis]
     wide = arguments.working_dtype(nodes, nodes.dtype)
     linear = Basis(kernel="linear")
-    return taps_for(axis.nodes, axis.size, linear, quadrature="midpoint", dtype=wide, device=nodes.device)
+    return taps_for(axis.nodes, points, linear, quadrature="midpoint", dtype=wide, device=nodes.device)
+
+
+def warm_statistics(modules: Iterable[Any], sizes: Sizes) -> None:
+    """Make and keep what brings back statistics at these sizes."""
+    for module in modules:
+        for name in STATISTICS:
+            if name in module._rules:
+                for axis in module._rules[name].axes.values():
+                    _reverse(getattr(module, name + NODES), axis, sizes)
 
 
 def _segments_on_nodes(rule: Rule, nodes: Tensor, change: Tensor) -> Tensor:
