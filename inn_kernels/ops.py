@@ -86,7 +86,10 @@ def _load_compiled() -> str | None:
     path = os.environ.get("INN_KERNELS_LIBRARY")
     found = glob.glob(os.path.join(os.path.dirname(__file__), "_C*.so")) if path is None else [path] if path else []
     if not found:
-        return "the C++ library was not built (no compiler when inn-kernels was installed)"
+        return (
+            "the C++ library was not built, for want of a compiler or of torch; install both, then run "
+            "pip install --no-build-isolation --no-deps --force-reinstall . in the folder of inn-kernels"
+        )
     try:
         torch.ops.load_library(found[0])
     except OSError as error:

@@ -193,7 +193,7 @@ LAYER = RUN | {
 SIZE = {TypeError: ["8", True, None], ValueError: [0, -1, -0.5, 0.0, NAN, INF, 1e30, MANY]}
 SIZES = {
     TypeError: ["8", True, {"conv": "8"}, {"conv": 6, "last": True}],
-    ValueError: [0, -1, NAN, INF, 1e30, {"x": 4}, {3: 4}, {"conv": 6, "last": NAN}, {"conv": 6, "last": 0},
+    ValueError: [0, -1, 6, NAN, INF, 1e30, {"x": 4}, {3: 4}, {"conv": 6, "last": NAN}, {"conv": 6, "last": 0},
                  {"last": 4, "conv": INF}, {"last": 4, "conv": MANY}],
 }  # fmt: skip
 EXTENT = {TypeError: ["8", True, 0.5], ValueError: [0, -1, MANY]}
@@ -202,7 +202,7 @@ GENERATOR = {TypeError: [0.5, "seed", True], ValueError: [-1]}
 STEP_SEED = {TypeError: [0.5, "0", True], ValueError: [2**70, 3]}  # 3: beside a generator
 MODEL = {TypeError: [Late(lambda w: w.net), None, 3]}
 NETWORK = {TypeError: [3, None, "net"]}
-INPUTS = {TypeError: [3, None, [IMAGES], "x"]}
+INPUTS = {TypeError: [3, None, [IMAGES], "x", (1, 3, 8, 8)]}
 NAMES = {TypeError: [3, ["conv", 3]], ValueError: ["absent", ["conv", "absent*"]]}
 SEED = {TypeError: [0.5, "0", None, True], ValueError: [2**70]}
 CONTINUOUS = {

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from inn_kernels import ops
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -18,7 +21,14 @@ def test_example_prints_what_it_shows():
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/bench.md", "docs/paper.md"])
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md")),
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_files_named_exist(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\(([^)#:]+)[^)]*\)", text)
@@ -46,8 +56,44 @@ def test_networks_are_the_records(monkeypatch):
     sections = report.sections(records)
     for page in (ROOT / "README.md", ROOT / "docs" / "paper.md"):
         assert report.redrawn(page.read_text(), sections) == page.read_text()
-    assert "<!-- fashion-vgg: written" in TEXT  # README has a section for each of these
     assert "<!-- crepe: written" in TEXT
+    assert "<!-- fashion-vgg: written" in (ROOT / "docs" / "paper.md").read_text()
+
+
+def test_what_it_opens_with_is_the_records(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench import front
+
+    assert front.redrawn(TEXT) == TEXT
+    assert TEXT.index("docs/figures/front.svg") < TEXT.index(front.BEGIN) < TEXT.index("## ")
+    matplotlib = pytest.importorskip("matplotlib")
+    committed = front.FIGURE.read_text()
+    if f"Matplotlib v{matplotlib.__version__}" not in committed:
+        pytest.skip("the committed picture was drawn by another matplotlib")
+    front.draw(front.records()[0], tmp_path / "front.svg")
+    assert (tmp_path / "front.svg").read_text() == committed
+
+
+@pytest.mark.skipif(ops.compiled_missing is not None or torch.cuda.is_available(), reason="written with cpp, on a CPU")
+def test_what_runs_where_was_tried(monkeypatch, threads):
+    threads(1)
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench import support
+
+    page = support.PAGE.read_text()
+    assert support.redrawn(page) == page
+    assert "differs" not in page
+
+
+def test_every_public_name_is_in_the_reference():
+    import integral_nn as inn
+
+    shown = re.findall(r"auto(?:function|class|exception):: (\w+)", (ROOT / "docs" / "api.md").read_text())
+    assert sorted(shown) == sorted(inn.__all__)
+
+
+def test_it_can_be_read_at_one_sitting():
+    assert len(TEXT.splitlines()) < 120
 
 
 def test_figures_are_the_csvs(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """Integral neural networks in PyTorch: layers whose weights are continuous functions, sampled at any width."""
 
+from inn_kernels import __version__ as __version__
 from inn_kernels.quadrature import (
     gauss_legendre_partition,
     midpoint_partition,

@@ -73,6 +73,9 @@ def check_example_inputs(example_inputs: object) -> tuple:
         raise TypeError(
             f"example_inputs must be a tensor or a tuple of positional inputs, got {type(example_inputs).__name__}"
         )
+    if isinstance(example_inputs, tuple) and len(example_inputs) > 1 and all(type(x) is int for x in example_inputs):
+        wanted = "a tensor or a tuple of positional inputs"
+        raise TypeError(f"example_inputs must be {wanted}, got a shape: try torch.zeros{example_inputs}")
     return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
 
 
@@ -89,6 +92,18 @@ def check_axis_name(name: object, axes: Collection[str], argument: str) -> None:
     """Raise ValueError unless `name` is that of an axis."""
     if not isinstance(name, str) or name not in axes:
         raise ValueError(f"{argument} names an unknown axis {name!r}; there are {list(axes)}")
+
+
+def check_share(value: object, argument: str) -> None:
+    """Raise unless `value` is one share of every axis's nodes; an int above 1 may be meant as a number of points."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument} must be a share or a mapping from axes to sizes, got {type(value).__name__}")
+    check_number(value, argument, above=0)
+    if isinstance(value, int) and value > 1:
+        raise ValueError(
+            f"{argument} must be a share or a mapping from axes to sizes, got the int {value}: "
+            f"{{axis: {value}}} asks for {value} points, {value}.0 for {value} times the nodes"
+        )
 
 
 def check_window(rank: int, stride: Any, padding: Any, dilation: Any) -> None:

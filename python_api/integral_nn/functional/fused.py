@@ -117,7 +117,8 @@ def check(reason: str | None) -> None:
     """Raise RuntimeError with the reason if there is one."""
     if reason is not None:
         raise RuntimeError(
-            f"dataflow 'fused' cannot run this layer: its kernels (backend 'triton') do not take {reason}"
+            f"dataflow 'fused' cannot run this layer: its kernels (backend 'triton') do not take {reason}; "
+            "'auto' chooses among those that can"
         )
 
 

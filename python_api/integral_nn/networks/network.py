@@ -112,10 +112,7 @@ class IntegralNetwork(nn.Module):
     def _sizes_at(self, size: Size, argument: str = "size") -> dict[Axis, int]:
         """The sizes that `resize` would set, by axis, all checked."""
         if not isinstance(size, Mapping):
-            if isinstance(size, bool) or not isinstance(size, (int, float)):
-                got = type(size).__name__
-                raise TypeError(f"{argument} must be a share or a mapping from axes to sizes, got {got}")
-            checks.check_number(size, argument, above=0)
+            checks.check_share(size, argument)
             return {a: a._size_at(float(size), f"{argument} of axis {name!r}") for name, a in self._axes.items()}
         sizes = {axis: axis.size for axis in self._axes.values()}
         for name, value in size.items():

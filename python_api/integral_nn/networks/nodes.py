@@ -148,5 +148,6 @@ def _fitting(
         else:
             values[name] = value.reshape(shape)
     if problems:
-        raise ValueError("state_dict does not fit the network: " + "; ".join(sorted(problems)))
+        hint = " (nodes are loaded by load_state_dict)" if any(name.endswith("_nodes") for name in given) else ""
+        raise ValueError(f"state_dict does not fit the network{hint}: " + "; ".join(sorted(problems)))
     return values
