@@ -17,18 +17,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from integral_nn.coupling.equations import Place, SymbolicSizes, solve
+from integral_nn.coupling.size_env import SizeEnv
 from integral_nn.layers.module_sizes import update_sizes
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
@@ -42,10 +42,8 @@ class ConversionError(ValueError):
 class _Recorder(TorchDispatchMode):
     """Notes what sizes do not tell while the network runs: concat orders, and which operation fixed a size."""
 
-    env: ShapeEnv
     modules: list[str]
     orders: list[tuple[Any, tuple[Any, ...]]] = field(default_factory=list)
-    fixed: dict[sympy.Symbol, str] = field(default_factory=dict)
     operation: str = "the forward method"
 
     def __post_init__(self) -> None:
@@ -65,18 +63,11 @@ class _Recorder(TorchDispatchMode):
             for i in range(len(args[1]) // 2):
                 low, high = args[1][2 * i : 2 * i + 2]
                 self._note(result.shape[-1 - i], (low, args[0].shape[-1 - i], high))
-        self.explain()
         return result
 
     def _note(self, total: Any, parts: tuple[Any, ...]) -> None:
         if isinstance(total, torch.SymInt):
             self.orders.append((total, parts))
-
-    def explain(self) -> None:
-        """Put down the current operation as the reason of every size that has become a number since."""
-        for symbol, value in list(self.env.replacements.items()):
-            if symbol not in self.fixed and self.env.replace(value).is_number:
-                self.fixed[symbol] = self.operation
 
 
 def _where(modules: list[str]) -> str:
@@ -114,10 +105,10 @@ def trace_sizes(
     """
     from torch._dynamo.source import ConstantSource  # takes a second to import, which only a conversion should pay
 
-    env = ShapeEnv(duck_shape=False)
+    env = SizeEnv()
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
+    mode.cache_enabled = False  # its keys cost more than what it saves: sizes that differ each time
     owners = dict(net.named_modules())
-    hints: dict[sympy.Symbol, int] = {}
     shapes: dict[Place, Any] = {}
 
     def fake(name: str, tensor: Tensor, dims: Iterable[int]) -> Tensor:
@@ -126,10 +117,8 @@ def trace_sizes(
         source = ConstantSource(f"t{len(shapes)}_" + "".join(c if c.isalnum() else "_" for c in name))
         context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
         result = mode.from_tensor(tensor.detach(), source=source, symbolic_context=context)
-        for d, (size, full) in enumerate(zip(result.shape, tensor.shape)):
+        for d, size in enumerate(result.shape):
             shapes[name, d] = size
-            if isinstance(size, torch.SymInt):
-                hints[size.node._expr] = int(full)
         return result
 
     fakes = {}
@@ -142,7 +131,8 @@ def trace_sizes(
         fake(f"input:{i}", x, free_dims.get(f"input:{i}", ())) if isinstance(x, Tensor) else x
         for i, x in enumerate(flat)
     ]
-    recorder = _Recorder(env, [])
+    recorder = _Recorder([])
+    env.cause = lambda value: recorder.operation
     sized = copy.deepcopy(net)
     update_sizes(sized, {name: tuple(t.shape) for name, t in fakes.items()})  # modules' own numbers are symbols too
     with (
@@ -159,12 +149,11 @@ def trace_sizes(
             raise ConversionError(
                 f"the network cannot be traced on shapes alone; it stops after {recorder.operation}: {_cause(error)}"
             ) from error
-    recorder.explain()
     leaves = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
     if not leaves:
         raise ConversionError("the network returns no tensor")
     outputs = [(i, d, n) for i, t in enumerate(leaves) for d, n in enumerate(t.shape) if isinstance(n, torch.SymInt)]
-    return solve(env, shapes, hints, outputs, recorder.orders, recorder.fixed)
+    return solve(env, shapes, outputs, recorder.orders)
 
 
 def _cause(error: Exception) -> str:
