@@ -260,7 +260,7 @@ BAD = {
         "kernel": RULE["kernel"],
         "a": RULE["a"],
         "boundary": RULE["boundary"],
-        "tolerance": {TypeError: ["x", None, True], ValueError: [-1e-3, NAN]},
+        "tolerance": {TypeError: ["x", True], ValueError: [-1e-3, NAN]},
         "time_limit": {TypeError: ["x", None, True], ValueError: [0, -1.0, NAN, INF]},
     },
     "find_axes": CONVERT,

@@ -9,11 +9,12 @@ from torch.utils._pytree import tree_leaves
 
 import integral_nn as inn
 import zoo.pictures
+import zoo.sequences
 from integral_nn.networks.permute import apply_orders
 from zoo import build
 
 torch.set_num_threads(1)
-FAMILIES = {**zoo.pictures.FAMILIES}
+FAMILIES = {**zoo.pictures.FAMILIES, **zoo.sequences.FAMILIES}
 BATCH, OTHER = 2, 3
 
 
@@ -87,3 +88,13 @@ def test_a_resized_network_trains_and_is_what_it_discretizes_to(case):
         assert error(model.eval(), small.eval(), family) <= 1e-5
         sum(t.square().mean() for t in outputs(small.train(), args, kwargs)).backward()
         model.train()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_networks(dtype):
+    """Axes are proved in float64; outputs are compared by what the dtype can tell."""
+    family = FAMILIES["norms in float32, grouped queries"]
+    net, inputs = build(family).to(dtype), family.inputs(BATCH)
+    model = inn.convert(net, inputs, quadrature="trapezoid", kernel="bspline", time_limit=1.0)
+    assert {name: axis.nodes for name, axis in model.axes.items()} == family.axes
+    assert 1e-5 < model.report.error <= 32 * torch.finfo(dtype).eps

@@ -11,12 +11,14 @@ depend on the channels at all, without which the other two would prove nothing.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from integral_nn.coupling.precision import double_throughout
 from integral_nn.coupling.symbolic import ConversionError, call, cast
 from integral_nn.layers.channels import Layout, Tie
 from integral_nn.layers.module_sizes import shapes_of, update_sizes
@@ -77,8 +79,12 @@ class Probe:
     def run(self, tensors: dict[str, Tensor], inputs: tuple | None = None) -> list[Tensor]:
         """Floating-point outputs with these tensors."""
         inputs = self.inputs if inputs is None else inputs
-        with torch.no_grad():
+        with torch.no_grad(), self.precision():
             return [t for t in call(self.net, tensors, inputs) if t.is_floating_point()]
+
+    def precision(self) -> contextlib.AbstractContextManager:
+        """In which the network runs."""
+        return double_throughout() if self.dtype == torch.float64 else contextlib.nullcontext()
 
     def changed(
         self,
@@ -161,7 +167,7 @@ class Probe:
             flat = [_noise_like(x, self.generator).to(x) if _is_real(x) else x for x in flat]
             inputs = torch.utils._pytree.tree_unflatten(flat, spec)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), self.precision():
                 out = [t for t in call(self.net, leaves, inputs) if t.is_floating_point()]
                 weights = [torch.randn(t.shape, generator=self.generator).to(t) for t in out]
                 total = torch.stack([(t * w).sum() / t.detach().abs().max() for t, w in zip(out, weights)]).sum()

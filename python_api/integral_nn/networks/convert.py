@@ -69,7 +69,7 @@ def convert(
     kernel: str = "conservative",
     a: float = -0.75,
     boundary: str = "clamp",
-    tolerance: float = 1e-5,
+    tolerance: float | None = None,
     seed: int = 0,
     time_limit: float = 12.0,
     progress: bool = False,
@@ -96,7 +96,8 @@ def convert(
         continuous_outputs: let the sizes of the outputs be continuous too.
         kernel, a, boundary: of the basis, see `discretize`. In "conservative" cells at full size are the nodes
             themselves; "bspline" is smoother, for a network that is trained on at random widths.
-        tolerance: largest relative error of the outputs at full size.
+        tolerance: largest relative error of the outputs at full size; default: 1e-5, or 32 roundings of the network's
+            narrowest dtype where that is more.
         seed: of the proof's random weights and of the solver's start.
         time_limit: seconds the solver may take for all axes together.
         progress: show a progress bar.
@@ -134,6 +135,8 @@ def convert(
     continuous_inputs = checks.check_continuous_inputs(continuous_inputs, inputs)
     _check_sizes(nodes, size_range, multiple_of)
     check_basis(Basis(a, boundary, kernel))
+    if tolerance is None:
+        tolerance = _tolerance(net)
     checks.check_number(tolerance, "tolerance", least=0)
     checks.check_seed(seed)
     checks.check_number(time_limit, "time_limit", above=0)
@@ -171,6 +174,11 @@ def convert(
         )
     model.report = Report(error, folded, reordered)
     return model.train(net.training)
+
+
+def _tolerance(net: nn.Module) -> float:
+    """The error that 32 roundings of the narrowest parameters make, or 1e-5."""
+    return max([1e-5] + [32 * torch.finfo(p.dtype).eps for p in net.parameters() if p.is_floating_point()])
 
 
 def _check_sizes(nodes: object, size_range: object, multiple_of: object) -> None:

@@ -43,7 +43,8 @@ def fold_norms(net: nn.Module, inputs: tuple) -> list[str]:
                 values[name].copy_(value)
             try:
                 _fold(trial, some)
-                out = [t for t in call(trial, {}, probe.inputs) if t.is_floating_point()]
+                with probe.precision():
+                    out = [t for t in call(trial, {}, probe.inputs) if t.is_floating_point()]
             except Exception:
                 return False
         errors = [(x - y).abs().max() / x.abs().max() for x, y in zip(probe.base, out)]
