@@ -15,8 +15,9 @@ import copy
 import fnmatch
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from integral_nn.layers.axis import Axis
 from integral_nn.layers.channels import Layout, Tie
 
 _MOST_HYPOTHESES = 128
+Item = TypeVar("Item")
 
 
 def find_axes(
@@ -169,13 +171,13 @@ class _Search:
         live = [s for s in self.symbols if s not in self.discrete]
         if live:
             self.probe = Probe(self.net, self.inputs, self.seed)
-            for symbol in list(_failing(live, lambda some: self.permutes(some))):
+            for symbol in list(failing(live, lambda some: self.permutes(some))):
                 if not self.search_layout(symbol):
                     self.discrete[symbol] = "no layout was found in which its channels can be reordered"
             live = [s for s in live if s not in self.discrete]
             # Twice, and differently: sizes that must keep a ratio to each other would pass if all were doubled.
             halves = [live[::2], live[1::2]]
-            for symbol in [s for half in halves for s in _failing(half, lambda some: self.refines(some))]:
+            for symbol in [s for half in halves for s in failing(half, lambda some: self.refines(some))]:
                 if not self.search_roles(symbol):
                     self.discrete[symbol] = (
                         "the network does not take another size: a sum over its channels that no weight multiplies "
@@ -327,14 +329,13 @@ class _Search:
         return found
 
 
-def _failing(symbols: Sequence[str], passes: object) -> Iterator[str]:
+def failing(symbols: Sequence[Item], passes: Callable[[Sequence[Item]], bool]) -> Iterator[Item]:
     """Those that fail on their own, by halving a group that fails together."""
-    assert callable(passes)
     if not symbols or passes(symbols):
         return
     if len(symbols) == 1:
         yield symbols[0]
         return
     middle = len(symbols) // 2
-    yield from _failing(symbols[:middle], passes)
-    yield from _failing(symbols[middle:], passes)
+    yield from failing(symbols[:middle], passes)
+    yield from failing(symbols[middle:], passes)

@@ -99,7 +99,7 @@ def convert(
         tolerance: largest relative error of the outputs at full size; default: 1e-5, or 32 roundings of the network's
             narrowest dtype where that is more.
         seed: of the proof's random weights and of the solver's start.
-        time_limit: seconds the solver may take for all axes together.
+        time_limit: seconds that reordering the channels of all axes together may take, about.
         progress: show a progress bar.
 
     Returns:

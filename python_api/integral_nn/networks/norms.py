@@ -7,7 +7,7 @@ anything but its norm is not looked up but tried: the folded network must return
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from integral_nn.coupling.proof import Probe
+from integral_nn.coupling.search import failing
 from integral_nn.coupling.symbolic import call
 from integral_nn.functional import checks
 from integral_nn.layers.sampled import SampledNorm
@@ -35,7 +36,7 @@ def fold_norms(net: nn.Module, inputs: tuple) -> list[str]:
         return []
     probe = Probe(net, inputs)
 
-    def unchanged(some: list[tuple[str, str]]) -> bool:
+    def unchanged(some: Sequence[tuple[str, str]]) -> bool:
         trial = copy.deepcopy(probe.net)
         values = dict(trial.named_parameters()) | dict(trial.named_buffers())
         with torch.no_grad():
@@ -50,7 +51,8 @@ def fold_norms(net: nn.Module, inputs: tuple) -> list[str]:
         errors = [(x - y).abs().max() / x.abs().max() for x, y in zip(probe.base, out)]
         return all(float(e) <= probe.tolerance for e in errors)
 
-    good = pairs if unchanged(pairs) else [pair for pair in pairs if unchanged([pair])]
+    bad = set(failing(pairs, unchanged))
+    good = [pair for pair in pairs if pair not in bad]
     _fold(net, good)
     return [norm for _, norm in good]
 
@@ -84,7 +86,7 @@ def _pairs(net: nn.Module, inputs: tuple) -> list[tuple[str, str]]:
     return [(layer, norm) for layer, norm in pairs if calls[layer] == calls[norm] == 1]
 
 
-def _fold(net: nn.Module, pairs: list[tuple[str, str]]) -> None:
+def _fold(net: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
     for layer_name, norm_name in pairs:
         layer, norm = net.get_submodule(layer_name), net.get_submodule(norm_name)
         assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
