@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from integral_nn.coupling.proof import OutputTie
 from integral_nn.functional import checks
 from integral_nn.layers.channels import Tie
+from integral_nn.layers.numbers import Number
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class AxisSet:
     ties: list[Tie]
     outputs: list[OutputTie]
     discrete: list[Discrete]
+    numbers: list[Number] = field(default_factory=list)
+    """Attributes of modules that count channels."""
 
     def ties_of(self, name: str) -> list[Tie]:
         """The dimensions that run along axis `name`."""
@@ -52,6 +55,11 @@ class AxisSet:
             for tie in self.ties_of(spec.name):
                 how = "summed over" if tie.integrated else "sampled"
                 lines.append(f"      {tie.tensor}[{tie.dim}]  {tie.layout.describe()}, {how}")
+            for number in self.numbers:
+                if spec.name in number.layout.axes:
+                    module, attribute, index = number.place
+                    what = f"{module}.{attribute}".lstrip(".") + (f"[{index}]" if index >= 0 else "")
+                    lines.append(f"      {what} = {number.layout.size}  a number")
         grouped: dict[tuple[str, str], list[Discrete]] = {}
         for d in self.discrete:
             grouped.setdefault((d.tensor.rpartition(".")[0], d.reason), []).append(d)

@@ -7,13 +7,16 @@ What is not linear stays as it is, and the proof decides.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import sympy
 import torch
+from torch.utils._sympy.functions import FloorDiv
 
 from integral_nn.coupling.size_env import SizeEnv, divisions, expression
+from integral_nn.layers.numbers import NumberPlace
 
 Place = tuple[str, int]
 """A dimension of a parameter or buffer: its name and the dimension's index."""
@@ -39,6 +42,8 @@ class SymbolicSizes:
     """Outputs of symbolic size: index, dimension, size."""
     pinned: dict[Place, str]
     """Why a dimension is a number."""
+    numbers: dict[NumberPlace, sympy.Expr]
+    """Attributes of modules that are sizes."""
 
 
 def solve(
@@ -46,6 +51,7 @@ def solve(
     shapes: dict[Place, Any],
     outputs: list[tuple[int, int, Any]],
     orders: list[tuple[Any, tuple[Any, ...]]],
+    numbers: Mapping[NumberPlace, torch.SymInt],
 ) -> SymbolicSizes:
     """Take divisions out: s // k in a size makes s = k u, with u the new symbol.
 
@@ -54,8 +60,10 @@ def solve(
         shapes: size of each dimension, as it was before them.
         outputs: index, dimension and size of outputs of symbolic size.
         orders: sums and their parts, in the order in which they were put together.
+        numbers: attributes of modules, as symbols.
     """
     env.retry()
+    _settle_numbers(env, list(shapes.values()), numbers)
     first = {place: expression(env, size) for place, size in shapes.items()}
     for _ in range(_DEEPEST_DIVISION):
         if not _take_divisions_out(env, {env.replace(expr) for expr in first.values()}):
@@ -82,7 +90,29 @@ def solve(
         divisible=[(e, k) for e, k in dict.fromkeys(divisible) if not e.is_number],
         outputs=[(i, d, e) for i, d, size in outputs if not (e := expression(env, size)).is_number],
         pinned=pinned,
+        numbers={place: e for place, n in numbers.items() if not (e := expression(env, n)).is_number},
     )
+
+
+def _settle_numbers(env: SizeEnv, sizes: list[Any], numbers: Mapping[NumberPlace, torch.SymInt]) -> None:
+    """Make those attributes numbers again that multiply other sizes, or are no size of a tensor's.
+
+    x // heads makes  x = (size of a head) * heads,  (x + part - 1) // part  a split in equal parts.
+    """
+    own = {n.node._expr for n in numbers.values()}
+    env.cause = lambda value: "a number in a module"
+    for expr in [*(expression(env, size) for size in sizes), *env.unsolved]:
+        for division in expr.atoms(FloorDiv):
+            base, k = division.args
+            if k in own:
+                rest = base - env.at_full_size(division) * k
+                env.equate(rest - (k - 1) if env.at_full_size(rest - (k - 1)) == 0 else rest)
+    env.retry()
+    terms = {term for size in sizes for term in sympy.expand(expression(env, size)).as_coefficients_dict()}
+    alone = {term for term in terms if term.is_Symbol}
+    for symbol in sorted(own - env.solution.keys() - alone, key=str):
+        env.put(symbol, sympy.Integer(env.hints[symbol]))
+    env.retry()
 
 
 def _take_divisions_out(env: SizeEnv, exprs: set[sympy.Expr]) -> bool:

@@ -22,6 +22,7 @@ from integral_nn.coupling.precision import double_throughout
 from integral_nn.coupling.symbolic import ConversionError, call, cast
 from integral_nn.layers.channels import Layout, Tie
 from integral_nn.layers.module_sizes import shapes_of, update_sizes
+from integral_nn.layers.numbers import Number, put_numbers
 
 OutputTie = tuple[int, int, Layout]
 """An output's index, its dimension, and the axes along it."""
@@ -92,10 +93,11 @@ class Probe:
         orders: dict[str, Tensor],
         outputs: Sequence[OutputTie] = (),
         weights: dict[str, Tensor] | None = None,
+        numbers: Sequence[Number] = (),
     ) -> float:
         """How far the outputs move (relative to their size) when channels become `orders`; infinite on an error.
 
-        `weights` [new channels] multiplies integrated dimensions.
+        `weights` [new channels] multiplies integrated dimensions; `numbers` follow the sizes.
         """
         tensors = dict(self.tensors)
         flat, spec = torch.utils._pytree.tree_flatten(self.inputs)
@@ -114,13 +116,18 @@ class Probe:
                 flat[int(tie.tensor[6:])] = new
             else:
                 tensors[tie.tensor] = new
+        sizes = {name: len(order) for name, order in orders.items()}
+        counts = {number.place: number.layout.resized(sizes) for number in numbers}
+        full = {number.place: number.layout.size for number in numbers}
         try:
             update_sizes(self.net, shapes_of(tensors))
+            put_numbers(self.net, counts)
             out = self.run(tensors, torch.utils._pytree.tree_unflatten(flat, spec))
         except Exception:
             return float("inf")
         finally:
             update_sizes(self.net, self.shapes)
+            put_numbers(self.net, full)
         worst = 0.0
         expected = list(self.base)
         for index, dim, layout in outputs:
@@ -146,13 +153,19 @@ class Probe:
             orders[name] = torch.cat([rows[b] for b in _derangement(blocks, self.generator).tolist()])
         return self.changed(ties, orders, outputs)
 
-    def refined(self, ties: Sequence[Tie], axes: Iterable[str], outputs: Sequence[OutputTie] = ()) -> float:
+    def refined(
+        self,
+        ties: Sequence[Tie],
+        axes: Iterable[str],
+        outputs: Sequence[OutputTie] = (),
+        numbers: Sequence[Number] = (),
+    ) -> float:
         """`changed` when each channel of `axes` is put twice, with half the weight where it is summed over."""
         nodes = {s.axis: s.nodes for tie in ties for s in tie.layout.segments if s.axis is not None}
         axes = list(axes)
         orders = {name: torch.arange(nodes[name]).repeat_interleave(2) for name in axes}
         weights = {name: torch.full((nodes[name],), 0.5, dtype=torch.float64) for name in axes}
-        return self.changed(ties, orders, outputs, weights)
+        return self.changed(ties, orders, outputs, weights, numbers)
 
     def gradients(self, fresh_inputs: bool = False) -> dict[str, Tensor] | None:
         """|gradient * value| of a random sum of the outputs, for every parameter; None where autograd cannot run.

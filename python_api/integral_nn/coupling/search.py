@@ -22,17 +22,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from integral_nn.coupling.attributes import numbers_of
 from integral_nn.coupling.axis_set import AxisSet, AxisSpec, Discrete
 from integral_nn.coupling.equations import Place, SymbolicSizes
 from integral_nn.coupling.proof import OutputTie, Probe, fast_paths_off
-from integral_nn.coupling.readings import Meanings, readable
+from integral_nn.coupling.readings import Meanings, readable, terms_of
 from integral_nn.coupling.roles import usual_role
-from integral_nn.coupling.symbolic import trace_sizes
+from integral_nn.coupling.symbolic import ConversionError, trace_sizes
 from integral_nn.functional import checks
 from integral_nn.layers.axis import Axis
-from integral_nn.layers.channels import Layout, Tie
+from integral_nn.layers.channels import Layout, Segment, Tie
+from integral_nn.layers.numbers import Number
 
-_MOST_HYPOTHESES = 128
+_MOST_HYPOTHESES, _MOST_FLIPS = 128, 6
 Item = TypeVar("Item")
 
 
@@ -73,10 +75,21 @@ def find_axes(
     places = [(f"input:{i}", d) for i, d in free.items()]
     net = copy.deepcopy(net).eval()
     with fast_paths_off():
-        sizes = trace_sizes(net, inputs, tensors, places)
+        sizes = _traced(net, inputs, tensors, places)
         shapes = {**{n: tuple(t.shape) for n, t in tensors.items()}}
         shapes |= {f"input:{i}": tuple(x.shape) for i, x in enumerate(inputs) if isinstance(x, Tensor)}
         return _Search(net, inputs, sizes, shapes, ignored, wanted, continuous_outputs, seed).run()
+
+
+def _traced(net: nn.Module, inputs: tuple, tensors: dict[str, Tensor], places: list[Place]) -> SymbolicSizes:
+    """Sizes with the numbers in modules as symbols; as numbers, where code cannot run with symbols."""
+    numbers = numbers_of(net)
+    if numbers:
+        try:
+            return trace_sizes(net, inputs, tensors, places, numbers)
+        except ConversionError:
+            pass
+    return trace_sizes(net, inputs, tensors, places)
 
 
 def check_network(net: object) -> None:
@@ -113,8 +126,9 @@ class _Search:
         self.grain: dict[str, int] = {}  # symbol -> copies of a smaller axis
         self.blocks: dict[str, int] = {}
         self.choice: dict[str, int] = {}  # raw size -> which of its candidate layouts
-        self.fixed: set[str] = set()
+        self.fixed: dict[str, str] = {}  # raw size -> the symbol whose search settled its layout
         self.flipped: dict[Place, bool] = {}
+        self.roles: dict[tuple[type, str, int], bool] = {}  # of a dimension of a kind of module, where one was found
         in_order = (s for expr in sizes.places.values() for s in sorted(expr.free_symbols, key=str))
         self.symbols = {str(s): s for s in in_order}  # as the network's parameters come
         for symbol in self.symbols.values():
@@ -126,6 +140,10 @@ class _Search:
                     self.discrete[str(symbol)] = f"its size enters another as {expr}"
         uses = Counter(str(s) for expr in sizes.places.values() for s in expr.free_symbols)
         uses.update(str(s) for _, _, expr in sizes.outputs for s in expr.free_symbols)
+        for (module, attribute, _), expr in sizes.numbers.items():
+            if not readable(expr):
+                for symbol in expr.free_symbols:
+                    self.discrete[str(symbol)] = f"{attribute} of module {module!r} depends on it as {expr}"
         self.discrete |= {s: "nothing else has its size" for s in self.symbols if uses[s] == 1}
         self.output_exprs = sizes.outputs if continuous_outputs else []
         if not continuous_outputs:
@@ -155,6 +173,19 @@ class _Search:
         live = {s: s for s in symbols}
         return [(i, d, self.meanings.candidates(e)[0].renamed(live)) for i, d, e in self.output_exprs]
 
+    def numbers(self, symbols: Iterable[str]) -> list[Number]:
+        """The numbers in modules that count channels of any of `symbols`."""
+        live = set(symbols)
+        found = []
+        for place, expr in self.sizes.numbers.items():
+            if live & {str(s) for s in expr.free_symbols}:
+                parts = []
+                for c, s in terms_of(expr):
+                    own = Segment(None, c) if s is None else Segment(s, self.meanings.nodes(s), c * self.grain.get(s, 1))
+                    parts.append(own)
+                found.append(Number(place, Layout(tuple(parts)).renamed({s: s for s in live})))
+        return found
+
     # roles -----------------------------------------------------------------------------------------------------
 
     def integrated(self, place: Place) -> bool:
@@ -178,7 +209,7 @@ class _Search:
             # Twice, and differently: sizes that must keep a ratio to each other would pass if all were doubled.
             halves = [live[::2], live[1::2]]
             for symbol in [s for half in halves for s in failing(half, lambda some: self.refines(some))]:
-                if not self.search_roles(symbol):
+                if not self.search_roles(symbol) and not self.search_layout(symbol, self.resizes):
                     self.discrete[symbol] = (
                         "the network does not take another size: a sum over its channels that no weight multiplies "
                         "(softmax, product of feature maps), or a size it repeats elsewhere"
@@ -193,16 +224,22 @@ class _Search:
         rename: dict[str, str | None] = {s: names[s] for s in live}
         ties = [replace(t, layout=t.layout.renamed(rename)) for t in self.ties(live)]
         outputs = [(i, d, layout.renamed(rename)) for i, d, layout in self.output_ties(live)]
-        return AxisSet(specs, ties, [o for o in outputs if o[2].axes], self.discrete_places(live))
+        numbers = [replace(n, layout=n.layout.renamed(rename)) for n in self.numbers(live)]
+        return AxisSet(specs, ties, [o for o in outputs if o[2].axes], self.discrete_places(live), numbers)
 
     def permutes(self, symbols: Sequence[str]) -> bool:
         axes = {s: (self.meanings.nodes(s), self.blocks.get(s, 1)) for s in symbols}
         return self.probe.permuted(self.ties(symbols), axes, self.output_ties(symbols)) <= self.probe.tolerance
 
     def refines(self, symbols: Sequence[str]) -> bool:
-        return self.probe.refined(self.ties(symbols), symbols, self.output_ties(symbols)) <= self.probe.tolerance
+        error = self.probe.refined(self.ties(symbols), symbols, self.output_ties(symbols), self.numbers(symbols))
+        return error <= self.probe.tolerance
 
-    def search_layout(self, symbol: str) -> bool:
+    def resizes(self, symbol: str) -> bool:
+        """Whether an axis takes another size, whatever the roles of its dimensions."""
+        return self.refines([symbol]) or self.search_roles(symbol)
+
+    def search_layout(self, symbol: str, also: Callable[[str], bool] = lambda symbol: True) -> bool:
         """Try what else the sizes can mean: other layouts, then channels in blocks, then copies of a smaller axis."""
         expr_of = {self.sizes.raw[p]: e for p, e in self.sizes.places.items() if self.symbols[symbol] in e.free_symbols}
         k = self.step(symbol)
@@ -211,28 +248,37 @@ class _Search:
         tried = 0
         for blocks, grain in shapes:
             self.blocks[symbol], self.grain[symbol] = blocks, grain
-            keys = [key for key in expr_of if key not in self.fixed]
+            keys = [key for key in expr_of if self.fixed.get(key, symbol) == symbol]
             counts = [range(len(self.meanings.candidates(expr_of[key]))) for key in keys]
             for picks in sorted(itertools.islice(itertools.product(*counts), 4096), key=sum):
                 tried += 1
                 if tried > _MOST_HYPOTHESES:
                     break
                 self.choice.update(zip(keys, picks))
-                if self.permutes([symbol]):
-                    self.fixed.update(expr_of)
+                if self.permutes([symbol]) and also(symbol):
+                    self.fixed |= {key: symbol for key in keys}
                     return True
         self.choice = saved
         self.blocks.pop(symbol), self.grain.pop(symbol)
         return False
 
     def search_roles(self, symbol: str) -> bool:
-        """Try the other roles of weights that no module of torch.nn owns."""
+        """Try the other roles of weights that no module of torch.nn owns: of a kind of module together, then alone."""
         unsure = [(t.tensor, t.dim) for t in self.ties([symbol]) if not self._usual_role((t.tensor, t.dim))[1]]
-        usual = {place: self._usual_role(place)[0] for place in unsure}
-        for flips in sorted(itertools.product((False, True), repeat=min(len(unsure), 6)), key=sum):
-            self.flipped.update({place: usual[place] != flip for place, flip in zip(unsure, flips)})
-            if self.refines([symbol]):
-                return True
+        kinds: dict[tuple[type, str, int], list[Place]] = {}
+        for place in unsure:
+            owner, _, leaf = place[0].rpartition(".")
+            kinds.setdefault((type(self.modules.get(owner)), leaf, place[1]), []).append(place)
+        known = sorted(kinds, key=lambda kind: kind not in self.roles)  # those that other axes had come first
+        groups = [kinds[kind] for kind in known]
+        start = [self.roles.get(kind, self._usual_role(kinds[kind][0])[0]) for kind in known]
+        for places, roles in ((groups, start), ([[p] for p in unsure], [self._usual_role(p)[0] for p in unsure])):
+            for flips in sorted(itertools.product((False, True), repeat=min(len(places), _MOST_FLIPS)), key=sum):
+                picked = [role != flip for role, flip in itertools.zip_longest(roles, flips, fillvalue=False)]
+                self.flipped.update({p: role for group, role in zip(places, picked) for p in group})
+                if self.refines([symbol]):
+                    self.roles.update(zip(known, picked) if places is groups else ())
+                    return True
         for place in unsure:
             self.flipped.pop(place)
         return False

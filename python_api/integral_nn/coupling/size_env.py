@@ -62,7 +62,7 @@ class SizeEnv(_ShapeEnv):
         if answer is None:
             if not orig_expr.free_symbols <= self.hints.keys():
                 return super().evaluate_expr(orig_expr, *args, **kwargs)
-            answer = self._answers[orig_expr] = self._at_full_size(orig_expr)
+            answer = self._answers[orig_expr] = self.at_full_size(orig_expr)
             self._learn(orig_expr, answer)
         return answer
 
@@ -90,7 +90,7 @@ class SizeEnv(_ShapeEnv):
         if not expr.free_symbols <= self.hints.keys():
             return super()._maybe_evaluate_static(expr, *args, **kwargs)
         if kwargs.get("compute_hint"):
-            return self._at_full_size(expr)
+            return self.at_full_size(expr)
         expr = self.replace(expr)
         return None if expr.free_symbols else expr
 
@@ -99,7 +99,7 @@ class SizeEnv(_ShapeEnv):
     def equate(self, zero: sympy.Expr) -> None:
         """Use an equation  zero = 0  up, and all those left over that it makes linear."""
         zero = self.replace(_expanded(zero))
-        if zero.is_number:
+        if zero.is_number or self.at_full_size(zero) != 0:
             return
         solved = linear_solution(zero)
         if solved is None:
@@ -130,7 +130,8 @@ class SizeEnv(_ShapeEnv):
                 return found
         return None
 
-    def _at_full_size(self, expr: Any) -> Any:
+    def at_full_size(self, expr: Any) -> Any:
+        """The value of an expression at full size."""
         return expr.xreplace({s: sympy.Integer(self.hints[s]) for s in expr.free_symbols})
 
     def _final(self, symbol: sympy.Symbol) -> sympy.Expr:

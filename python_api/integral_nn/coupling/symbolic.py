@@ -13,7 +13,7 @@ sizes cannot tell, the order of a sum, is recorded where it is made (concat and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from integral_nn.coupling.equations import Place, SymbolicSizes, solve
 from integral_nn.coupling.size_env import SizeEnv
 from integral_nn.layers.module_sizes import update_sizes
+from integral_nn.layers.numbers import NumberPlace, put_numbers
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
@@ -90,7 +91,11 @@ def _symbolic_groups(args: tuple) -> tuple:
 
 
 def trace_sizes(
-    net: nn.Module, inputs: tuple, tensors: dict[str, Tensor], inputs_free: Iterable[Place] = ()
+    net: nn.Module,
+    inputs: tuple,
+    tensors: dict[str, Tensor],
+    inputs_free: Iterable[Place] = (),
+    numbers: Mapping[NumberPlace, int] | None = None,
 ) -> SymbolicSizes:
     """Run `net` once on shapes alone and solve for the sizes of `tensors` (its parameters and buffers).
 
@@ -99,6 +104,7 @@ def trace_sizes(
         inputs: example inputs; their shapes stay numbers, but for those in `inputs_free`.
         tensors: by name, as `functional_call` takes them.
         inputs_free: places ("input:0", dim) of inputs whose size is a symbol too.
+        numbers: attributes of modules that are tried as symbols.
 
     Raises:
         ConversionError: an operation cannot run on shapes alone: values decide what is computed.
@@ -134,6 +140,8 @@ def trace_sizes(
     recorder = _Recorder([])
     env.cause = lambda value: recorder.operation
     sized = copy.deepcopy(net)
+    counts = {place: _symbol(env, place, value) for place, value in (numbers or {}).items()}
+    put_numbers(sized, counts)
     update_sizes(sized, {name: tuple(t.shape) for name, t in fakes.items()})  # modules' own numbers are symbols too
     with (
         _module_names(sized, recorder.modules),
@@ -153,7 +161,15 @@ def trace_sizes(
     if not leaves:
         raise ConversionError("the network returns no tensor")
     outputs = [(i, d, n) for i, t in enumerate(leaves) for d, n in enumerate(t.shape) if isinstance(n, torch.SymInt)]
-    return solve(env, shapes, outputs, recorder.orders)
+    return solve(env, shapes, outputs, recorder.orders, counts)
+
+
+def _symbol(env: SizeEnv, place: NumberPlace, value: int) -> Any:
+    """A number of a module as a symbol."""
+    from torch._dynamo.source import ConstantSource
+
+    source = ConstantSource("n_" + "_".join(str(part) for part in place).replace(".", "_"))
+    return env.create_symintnode(env.create_symbol(value, source, DimDynamic.DYNAMIC), hint=value, source=source)
 
 
 def _cause(error: Exception) -> str:

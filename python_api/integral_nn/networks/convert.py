@@ -21,6 +21,7 @@ from integral_nn.coupling.symbolic import ConversionError, call
 from integral_nn.functional import checks
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.channels import Tie
+from integral_nn.layers.numbers import counted_attributes
 from integral_nn.layers.rule import Rule
 from integral_nn.layers.sampled import sample_from_nodes
 from integral_nn.networks.network import IntegralNetwork
@@ -263,11 +264,12 @@ def _sample_all(
             rule = Rule(ties[name], axes, scales, geometric=name.rpartition(".")[2] == "running_var")
             tensor.data = nodes_from(tensors[name], rule, channels)
             rules[id(tensor)] = rule
+    numbers = counted_attributes(net, found.numbers, axes)
     for module in list(net.modules()):
         there = {**module._parameters, **module._buffers}
         own = {leaf: rules[id(tensor)] for leaf, tensor in there.items() if id(tensor) in rules}
-        if own:
-            sample_from_nodes(module, own)
+        if own or id(module) in numbers:
+            sample_from_nodes(module, own, numbers.get(id(module)))
 
 
 def _with_nodes(found: AxisSet, axes: dict[str, Axis]) -> AxisSet:
