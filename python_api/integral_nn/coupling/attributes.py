@@ -15,16 +15,21 @@ from integral_nn.layers.module_sizes import known_numbers
 from integral_nn.layers.numbers import NumberPlace
 
 _HEADS, _SIZES_OF_HEADS = ("head",), ("dim", "size", "width", "channel")
+_CHANNELS = ("ch", "dim", "width", "planes", "features", "filters", "hidden", "embed")
 _RATHER_SHAPES = ("kernel", "stride", "dilation", "padding", "patch", "window", "image", "img", "length", "position")
 
 
 def numbers_of(net: nn.Module) -> dict[NumberPlace, int]:
-    """Attributes of modules that equal a size of a tensor at or below them (or anywhere, if there is none), with it."""
+    """Attributes of modules that equal a size of a tensor at or below them, with it.
+
+    Of a tensor anywhere, where there is none below or the name speaks of channels.
+    """
     everywhere = _sizes_below(net)
     found = {}
     for name, module in net.named_modules():
-        sizes = _sizes_below(module) or everywhere
+        below = _sizes_below(module) or everywhere
         for attribute, index, value in _integers(module):
+            sizes = everywhere if any(word in attribute for word in _CHANNELS) else below
             if value in sizes if not _counts_heads(attribute) else any(size % value == 0 for size in sizes):
                 found[name, attribute, index] = value
     return found

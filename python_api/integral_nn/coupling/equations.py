@@ -101,13 +101,16 @@ def _settle_numbers(env: SizeEnv, sizes: list[Any], numbers: Mapping[NumberPlace
     """
     own = {n.node._expr for n in numbers.values()}
     env.cause = lambda value: "a number in a module"
-    for expr in [*(expression(env, size) for size in sizes), *env.unsolved]:
-        for division in expr.atoms(FloorDiv):
-            base, k = division.args
-            if k in own:
-                rest = base - env.at_full_size(division) * k
-                env.equate(rest - (k - 1) if env.at_full_size(rest - (k - 1)) == 0 else rest)
-    env.retry()
+    for _ in range(_DEEPEST_DIVISION):
+        exprs = [*(expression(env, size) for size in sizes), *env.unsolved]
+        shares = {d for expr in exprs for d in expr.atoms(FloorDiv) if d.args[1].is_Symbol}
+        for share in sorted(shares, key=str):
+            base, k = share.args
+            rest = base - env.at_full_size(share) * k
+            env.equate(rest - (k - 1) if env.at_full_size(rest - (k - 1)) == 0 else rest)
+        env.retry()
+        if not shares:
+            break
     terms = {term for size in sizes for term in sympy.expand(expression(env, size)).as_coefficients_dict()}
     alone = {term for term in terms if term.is_Symbol}
     for symbol in sorted(own - env.solution.keys() - alone, key=str):

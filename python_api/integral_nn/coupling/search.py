@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+import sympy
 import torch
 from torch import Tensor, nn
 
@@ -129,8 +130,13 @@ class _Search:
         self.fixed: dict[str, str] = {}  # raw size -> the symbol whose search settled its layout
         self.flipped: dict[Place, bool] = {}
         self.roles: dict[tuple[type, str, int], bool] = {}  # of a dimension of a kind of module, where one was found
-        in_order = (s for expr in sizes.places.values() for s in sorted(expr.free_symbols, key=str))
-        self.symbols = {str(s): s for s in in_order}  # as the network's parameters come
+        self.rank = {place: n for n, place in enumerate(sizes.places)}
+        self.symbols: dict[str, sympy.Symbol] = {}  # as the network's parameters come
+        self.places_of: dict[str, list[Place]] = {}
+        for place, expr in sizes.places.items():
+            for symbol in sorted(expr.free_symbols, key=str):
+                self.symbols[str(symbol)] = symbol
+                self.places_of.setdefault(str(symbol), []).append(place)
         for symbol in self.symbols.values():
             if sizes.hints[symbol] < 2:
                 self.discrete[str(symbol)] = "it has a single channel"
@@ -138,7 +144,7 @@ class _Search:
             if not readable(expr):
                 for symbol in expr.free_symbols:
                     self.discrete[str(symbol)] = f"its size enters another as {expr}"
-        uses = Counter(str(s) for expr in sizes.places.values() for s in expr.free_symbols)
+        uses = Counter({s: len(places) for s, places in self.places_of.items()})
         uses.update(str(s) for _, _, expr in sizes.outputs for s in expr.free_symbols)
         for (module, attribute, _), expr in sizes.numbers.items():
             if not readable(expr):
@@ -162,12 +168,9 @@ class _Search:
     def ties(self, symbols: Iterable[str]) -> list[Tie]:
         """The dimensions along any of `symbols`, every other axis taken as constant."""
         live = set(symbols)
-        found = []
-        for place, expr in self.sizes.places.items():
-            if live & {str(s) for s in expr.free_symbols}:
-                layout = self.layout(place).renamed({s: s for s in live})
-                found.append(Tie(*place, layout, self.integrated(place)))
-        return found
+        keep: dict[str, str | None] = {s: s for s in live}
+        places = sorted({place for s in live for place in self.places_of[s]}, key=self.rank.__getitem__)
+        return [Tie(*place, self.layout(place).renamed(keep), self.integrated(place)) for place in places]
 
     def output_ties(self, symbols: Iterable[str]) -> list[OutputTie]:
         live = {s: s for s in symbols}

@@ -31,6 +31,7 @@ class SizeEnv(_ShapeEnv):
         solution: symbol -> expression, whose symbols may have solutions of their own (`replace` follows them).
         unsolved: expressions that are zero, none of whose symbols has a whole solution.
         multiples: (expression, k): it must be a multiple of k.
+        numbers: symbols of numbers in modules. Where one just reaches another size (`x[:n]` of n channels), it is that.
         fixed: symbols that an equation made a number, and why.
         cause: tells that why.
     """
@@ -41,6 +42,7 @@ class SizeEnv(_ShapeEnv):
         self.solution: dict[sympy.Symbol, sympy.Expr] = {}
         self.unsolved: list[sympy.Expr] = []
         self.multiples: list[tuple[sympy.Expr, int]] = []
+        self.numbers: set[sympy.Symbol] = set()
         self.fixed: dict[sympy.Symbol, str] = {}
         self.cause: Cause = lambda value: "an equation between sizes"
         self._answers: dict[sympy.Basic, Any] = {}
@@ -152,6 +154,9 @@ class SizeEnv(_ShapeEnv):
         elif isinstance(expr, (sympy.Eq, sympy.Ne)):
             if answer == isinstance(expr, sympy.Eq):
                 self._equal(*expr.args)
+        elif isinstance(expr, sympy.core.relational.Relational):
+            if expr.free_symbols & self.numbers and self.at_full_size(expr.lhs - expr.rhs) == 0:
+                self.equate(expr.lhs - expr.rhs)
         elif isinstance(expr, sympy.Expr) and answer.is_Integer:
             self.equate(expr - answer)
 

@@ -169,7 +169,9 @@ def _symbol(env: SizeEnv, place: NumberPlace, value: int) -> Any:
     from torch._dynamo.source import ConstantSource
 
     source = ConstantSource("n_" + "_".join(str(part) for part in place).replace(".", "_"))
-    return env.create_symintnode(env.create_symbol(value, source, DimDynamic.DYNAMIC), hint=value, source=source)
+    symbol = env.create_symbol(value, source, DimDynamic.DYNAMIC)
+    env.numbers.add(symbol)
+    return env.create_symintnode(symbol, hint=value, source=source)
 
 
 def _cause(error: Exception) -> str:
