@@ -203,6 +203,7 @@ NUMBER = {TypeError: ["x", True], ValueError: [-1, -0.01, NAN, INF]}
 CONVERT = {
     "net": {TypeError: [*NETWORK[TypeError], Late(lambda w: w.model), Late(lambda w: w.layers["IntegralLinear"])]},
     "example_inputs": INPUTS,
+    "kwargs": {TypeError: [3, "x", [IMAGES], {3: IMAGES}]},
     "ignore": NAMES,
     "only": NAMES,
     "continuous_inputs": CONTINUOUS,

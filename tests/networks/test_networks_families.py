@@ -1,35 +1,35 @@
 """Families of architectures: the axes that are found, and no silent damage on any way a network is then used."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves
 
 import integral_nn as inn
+import zoo.calls
 import zoo.pictures
 import zoo.sequences
+from integral_nn.coupling.calls import tensors_in
 from integral_nn.networks.permute import apply_orders
 from zoo import build
 
 torch.set_num_threads(1)
-FAMILIES = {**zoo.pictures.FAMILIES, **zoo.sequences.FAMILIES}
+FAMILIES = {**zoo.pictures.FAMILIES, **zoo.sequences.FAMILIES, **zoo.calls.FAMILIES}
 BATCH, OTHER = 2, 3
 
 
 def outputs(net, args, kwargs):
-    return [t for t in tree_leaves(net(*args, **kwargs)) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    torch.manual_seed(0)
+    return list(tensors_in(net(*args, **kwargs)))
 
 
 @torch.no_grad()
 def error(net, other, family):
     """Largest relative difference of outputs on another batch size than that of the conversion."""
     args, kwargs = family.inputs(OTHER), family.kwargs(OTHER)
-    torch.manual_seed(0)
-    want = outputs(net, args, kwargs)
-    torch.manual_seed(0)
-    have = outputs(other, args, kwargs)
+    want, have = outputs(net, args, kwargs), outputs(other, args, kwargs)
     assert [t.shape for t in want] == [t.shape for t in have]
     return max(float((x - y).abs().max() / x.abs().max()) for x, y in zip(want, have))
 
@@ -38,7 +38,7 @@ def error(net, other, family):
 def case(request):
     family = FAMILIES[request.param]
     net = build(family)
-    return family, net, inn.convert(net, family.inputs(BATCH), time_limit=1.0)
+    return family, net, inn.convert(net, family.inputs(BATCH), family.kwargs(BATCH), time_limit=1.0)
 
 
 def test_axes(case):
@@ -67,7 +67,7 @@ def permuted(net, found, seed=0):
 
 def test_any_order_of_channels(case):
     family, net, _ = case
-    found = inn.find_axes(net, family.inputs(BATCH))
+    found = inn.find_axes(net, family.inputs(BATCH), family.kwargs(BATCH))
     assert error(net, permuted(net, found), family) <= 1e-4
 
 
@@ -86,6 +86,7 @@ def test_a_resized_network_trains_and_is_what_it_discretizes_to(case):
         small = model.discretize()
         assert not any(type(m).__module__.startswith("integral_nn") for m in small.modules())
         assert error(model.eval(), small.eval(), family) <= 1e-5
+        assert error(model, pickle.loads(pickle.dumps(model)), family) == 0
         sum(t.square().mean() for t in outputs(small.train(), args, kwargs)).backward()
         model.train()
 

@@ -138,7 +138,8 @@ class NumberedEncoder(nn.Module):
 
 def _encoder_of_torch() -> nn.Module:
     layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True, dropout=0.0)
-    return nn.Sequential(nn.Linear(6, 16), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(16, 2))
+    layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    return nn.Sequential(nn.Linear(6, 16), layers, nn.Linear(16, 2))
 
 
 FAMILIES = {

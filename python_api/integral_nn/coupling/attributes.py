@@ -1,7 +1,7 @@
-"""Integers that modules keep and that may be sizes: tried as symbols in a trace, and left numbers where they prove none.
+"""Integers that modules keep and that may be sizes: symbols in a trace, numbers again where they prove to be none.
 
-    self.width = 64 beside a weight of 64 rows        (any name)
-    self.num_heads = 8 beside a weight of 512 rows    (a count of heads divides a size; its size stays what it is)
+self.width = 64 beside a weight of 64 rows        (any name)
+self.num_heads = 8 beside a weight of 512 rows    (a count of heads divides a size; its size stays what it is)
 """
 
 from __future__ import annotations

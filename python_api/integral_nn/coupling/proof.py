@@ -18,8 +18,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from integral_nn.coupling.calls import ConversionError, Inputs, call, cast
 from integral_nn.coupling.precision import double_throughout
-from integral_nn.coupling.symbolic import ConversionError, call, cast
 from integral_nn.layers.channels import Layout, Tie
 from integral_nn.layers.module_sizes import shapes_of, update_sizes
 from integral_nn.layers.numbers import Number, put_numbers
@@ -46,12 +46,10 @@ class Probe:
         ConversionError: the network's outputs are not finite, or differ between two runs on the same inputs.
     """
 
-    def __init__(self, net: nn.Module, inputs: tuple, seed: int = 0) -> None:
+    def __init__(self, net: nn.Module, inputs: Inputs, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.generator = generator
-        flat, spec = torch.utils._pytree.tree_flatten(inputs)
-        noise = [_noise_like(x, generator) if _is_real(x) else x for x in flat]
-        randomized = torch.utils._pytree.tree_unflatten(noise, spec)
+        randomized = inputs.replaced([_noise_like(x, generator) if _is_real(x) else x for x in inputs.leaves()])
         failures = []
         for dtype in (torch.float64, torch.float32):
             copied = copy.deepcopy(net).eval().to(dtype)
@@ -67,8 +65,8 @@ class Probe:
                     continue
                 if not all(torch.equal(x, y) for x, y in zip(self.base, again) if not x.isnan().any()):
                     raise ConversionError(
-                        "the network's outputs differ between two runs on the same inputs in eval mode: nothing can be "
-                        "proved of it"
+                        "the network's outputs differ between two runs on the same inputs in eval mode, with PyTorch's "
+                        "random numbers seeded alike: nothing can be proved of it"
                     )
                 if all(bool(torch.isfinite(t).all()) and bool(t.abs().sum() > 0) for t in self.base):
                     self.tolerance = 1e-9 if dtype == torch.float64 else 1e-4
@@ -77,11 +75,11 @@ class Probe:
                 failures.append("the outputs are zero or not finite")
         raise ConversionError(f"the network does not run on its example inputs: {failures[-1]}")
 
-    def run(self, tensors: dict[str, Tensor], inputs: tuple | None = None) -> list[Tensor]:
+    def run(self, tensors: dict[str, Tensor], inputs: Inputs | None = None) -> list[Tensor]:
         """Floating-point outputs with these tensors."""
         inputs = self.inputs if inputs is None else inputs
         with torch.no_grad(), self.precision():
-            return [t for t in call(self.net, tensors, inputs) if t.is_floating_point()]
+            return call(self.net, tensors, inputs)
 
     def precision(self) -> contextlib.AbstractContextManager:
         """In which the network runs."""
@@ -100,7 +98,7 @@ class Probe:
         `weights` [new channels] multiplies integrated dimensions; `numbers` follow the sizes.
         """
         tensors = dict(self.tensors)
-        flat, spec = torch.utils._pytree.tree_flatten(self.inputs)
+        flat = self.inputs.leaves()
         for tie in ties:
             live = {a: orders[a] for a in tie.axes if a in orders}
             if not live:
@@ -122,7 +120,7 @@ class Probe:
         try:
             update_sizes(self.net, shapes_of(tensors))
             put_numbers(self.net, counts)
-            out = self.run(tensors, torch.utils._pytree.tree_unflatten(flat, spec))
+            out = self.run(tensors, self.inputs.replaced(flat))
         except Exception:
             return float("inf")
         finally:
@@ -176,12 +174,11 @@ class Probe:
         leaves = {n: t.detach().clone().requires_grad_(n in names) for n, t in self.tensors.items()}
         inputs = self.inputs
         if fresh_inputs:
-            flat, spec = torch.utils._pytree.tree_flatten(inputs)
-            flat = [_noise_like(x, self.generator).to(x) if _is_real(x) else x for x in flat]
-            inputs = torch.utils._pytree.tree_unflatten(flat, spec)
+            noise = [_noise_like(x, self.generator).to(x) if _is_real(x) else x for x in inputs.leaves()]
+            inputs = inputs.replaced(noise)
         try:
             with torch.enable_grad(), self.precision():
-                out = [t for t in call(self.net, leaves, inputs) if t.is_floating_point()]
+                out = call(self.net, leaves, inputs)
                 weights = [torch.randn(t.shape, generator=self.generator).to(t) for t in out]
                 total = torch.stack([(t * w).sum() / t.detach().abs().max() for t, w in zip(out, weights)]).sum()
                 live = {n: t for n, t in leaves.items() if t.requires_grad}

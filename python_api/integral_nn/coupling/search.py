@@ -1,4 +1,4 @@
-"""Find the continuous axes of any network: symbolic sizes propose, a proof on the network itself decides.
+"""The search for continuous axes: symbolic sizes propose, a proof on the network itself decides.
 
     sizes     every dimension of every parameter and buffer as an expression of a few symbols  (`symbolic`, `equations`)
     layouts   what an expression can mean: 16 a is channel-major or channel-minor, a + b has an order    (`readings`)
@@ -11,11 +11,10 @@ discrete, and the summary says why.
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -23,15 +22,12 @@ import sympy
 import torch
 from torch import Tensor, nn
 
-from integral_nn.coupling.attributes import numbers_of
 from integral_nn.coupling.axis_set import AxisSet, AxisSpec, Discrete
+from integral_nn.coupling.calls import Inputs
 from integral_nn.coupling.equations import Place, SymbolicSizes
-from integral_nn.coupling.proof import OutputTie, Probe, fast_paths_off
+from integral_nn.coupling.proof import OutputTie, Probe
 from integral_nn.coupling.readings import Meanings, readable, terms_of
 from integral_nn.coupling.roles import usual_role
-from integral_nn.coupling.symbolic import ConversionError, trace_sizes
-from integral_nn.functional import checks
-from integral_nn.layers.axis import Axis
 from integral_nn.layers.channels import Layout, Segment, Tie
 from integral_nn.layers.numbers import Number
 
@@ -39,80 +35,13 @@ _MOST_HYPOTHESES, _MOST_FLIPS = 128, 6
 Item = TypeVar("Item")
 
 
-def find_axes(
-    net: nn.Module,
-    example_inputs: Tensor | tuple,
-    *,
-    ignore: str | Iterable[str] = (),
-    only: str | Iterable[str] | None = None,
-    continuous_inputs: bool | Mapping[int, int] = False,
-    continuous_outputs: bool = False,
-    seed: int = 0,
-) -> AxisSet:
-    """The continuous axes of `net`, each proved by permuting and refining it.
-
-    Args:
-        net: any module; it is not changed. It is run in eval mode on `example_inputs`.
-        example_inputs: a tensor, or a tuple of positional inputs.
-        ignore: axes to leave discrete, by the name of the axis, of a layer whose outputs lie along it, or of a tensor
-            it ties; wildcards as in a shell.
-        only: if given, the only axes to look for, likewise.
-        continuous_inputs: let the channels of the inputs be continuous too (dimension 1, or {input: dimension}).
-        continuous_outputs: let the sizes of the outputs be continuous too.
-        seed: of the random weights and orders of the proof.
-
-    Raises:
-        ConversionError: the network cannot be traced or run; the message names the operation.
-        ValueError: a name in `ignore` or `only` that matches no axis, an input or dimension that there is not.
-        TypeError: an argument of the wrong type; the message names it.
-    """
-    check_network(net)
-    inputs = checks.check_example_inputs(example_inputs)
-    ignored = checks.names_in(ignore, "ignore")
-    wanted = None if only is None else checks.names_in(only, "only")
-    free = checks.check_continuous_inputs(continuous_inputs, inputs)
-    checks.check_seed(seed)
-    tensors = {n: t for n, t in [*net.named_parameters(), *net.named_buffers()] if t.is_floating_point() and t.dim()}
-    places = [(f"input:{i}", d) for i, d in free.items()]
-    net = copy.deepcopy(net).eval()
-    with fast_paths_off():
-        sizes = _traced(net, inputs, tensors, places)
-        shapes = {**{n: tuple(t.shape) for n, t in tensors.items()}}
-        shapes |= {f"input:{i}": tuple(x.shape) for i, x in enumerate(inputs) if isinstance(x, Tensor)}
-        return _Search(net, inputs, sizes, shapes, ignored, wanted, continuous_outputs, seed).run()
-
-
-def _traced(net: nn.Module, inputs: tuple, tensors: dict[str, Tensor], places: list[Place]) -> SymbolicSizes:
-    """Sizes with the numbers in modules as symbols; as numbers, where code cannot run with symbols."""
-    numbers = numbers_of(net)
-    if numbers:
-        try:
-            return trace_sizes(net, inputs, tensors, places, numbers)
-        except ConversionError:
-            pass
-    return trace_sizes(net, inputs, tensors, places)
-
-
-def check_network(net: object) -> None:
-    """Raise unless `net` is a discrete network that has its parameters."""
-    checks.check_module(net)
-    assert isinstance(net, nn.Module)
-    if isinstance(net, torch.jit.ScriptModule):
-        raise TypeError("net must be an ordinary nn.Module, got a ScriptModule, whose sizes are compiled in")
-    if any(isinstance(module, Axis) for module in net.modules()):
-        raise TypeError("net must be a discrete network, got one with integral layers; discretize it first")
-    for name, parameter in net.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(f"net has uninitialized parameters ({name!r}): run it once first")
-
-
-class _Search:
+class Search:
     """The state of a search: hypotheses still held, and what was found out."""
 
     def __init__(
         self,
         net: nn.Module,
-        inputs: tuple,
+        inputs: Inputs,
         sizes: SymbolicSizes,
         shapes: dict[str, tuple[int, ...]],
         ignore: list[str],
@@ -182,12 +111,14 @@ class _Search:
         found = []
         for place, expr in self.sizes.numbers.items():
             if live & {str(s) for s in expr.free_symbols}:
-                parts = []
-                for c, s in terms_of(expr):
-                    own = Segment(None, c) if s is None else Segment(s, self.meanings.nodes(s), c * self.grain.get(s, 1))
-                    parts.append(own)
-                found.append(Number(place, Layout(tuple(parts)).renamed({s: s for s in live})))
+                parts = tuple(self._counted(c, s) for c, s in terms_of(expr))
+                found.append(Number(place, Layout(parts).renamed({s: s for s in live})))
         return found
+
+    def _counted(self, copies: int, symbol: str | None) -> Segment:
+        if symbol is None:
+            return Segment(None, copies)
+        return Segment(symbol, self.meanings.nodes(symbol), copies * self.grain.get(symbol, 1))
 
     # roles -----------------------------------------------------------------------------------------------------
 

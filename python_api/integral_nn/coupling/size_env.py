@@ -96,6 +96,8 @@ class SizeEnv(_ShapeEnv):
         expr = self.replace(expr)
         return None if expr.free_symbols else expr
 
+    _maybe_evaluate_static.cache_clear = lambda: None  # type: ignore[attr-defined]
+
     # equations -------------------------------------------------------------------------------------------------
 
     def equate(self, zero: sympy.Expr) -> None:

@@ -20,32 +20,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.func import functional_call
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
+from integral_nn.coupling.calls import ConversionError, Inputs, tensors_in
 from integral_nn.coupling.equations import Place, SymbolicSizes, solve
 from integral_nn.coupling.size_env import SizeEnv
+from integral_nn.coupling.values import KnownValues
 from integral_nn.layers.module_sizes import update_sizes
 from integral_nn.layers.numbers import NumberPlace, put_numbers
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
 
-class ConversionError(ValueError):
-    """A network that cannot be converted: which operation, in which module, and why."""
-
-
 @dataclass
 class _Recorder(TorchDispatchMode):
     """Notes what sizes do not tell while the network runs: concat orders, and which operation fixed a size."""
 
+    mode: FakeTensorMode
     modules: list[str]
     orders: list[tuple[Any, tuple[Any, ...]]] = field(default_factory=list)
     operation: str = "the forward method"
+    values: KnownValues = field(default_factory=KnownValues)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -55,7 +58,17 @@ class _Recorder(TorchDispatchMode):
             self.operation = f"{func.overloadpacket.__name__} in {_where(self.modules)}"
         if func.overloadpacket is torch.ops.aten.convolution:
             args = _symbolic_groups(args)
-        result = func(*args, **(kwargs or {}))
+        args = self.values.without_masks(func, args)
+        known, value = self.values.of(func, args, kwargs or {})
+        if known and isinstance(value, (bool, int, float)):
+            return value
+        try:
+            result = func(*args, **(kwargs or {}))
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            if not known:
+                raise
+            result = self.mode.from_tensor(value)
+        self.values.note(result, value)
         if func is torch.ops.aten.cat.default:
             dim = args[1] if len(args) > 1 else (kwargs or {}).get("dim", 0)
             parts = [t for t in args[0] if t.dim() == result.dim()]
@@ -92,7 +105,7 @@ def _symbolic_groups(args: tuple) -> tuple:
 
 def trace_sizes(
     net: nn.Module,
-    inputs: tuple,
+    inputs: Inputs,
     tensors: dict[str, Tensor],
     inputs_free: Iterable[Place] = (),
     numbers: Mapping[NumberPlace, int] | None = None,
@@ -131,13 +144,15 @@ def trace_sizes(
     for name, tensor in tensors.items():
         kernel = isinstance(owners.get(name.rpartition(".")[0]), _CONVOLUTIONS)
         fakes[name] = fake(name, tensor, range(min(2, tensor.dim()) if kernel else tensor.dim()))
-    flat, spec = tree_flatten(inputs)
+    flat = inputs.leaves()
     free_dims = {name: [d for other, d in inputs_free if other == name] for name, _ in inputs_free}
     fake_inputs = [
         fake(f"input:{i}", x, free_dims.get(f"input:{i}", ())) if isinstance(x, Tensor) else x
         for i, x in enumerate(flat)
     ]
-    recorder = _Recorder([])
+    recorder = _Recorder(mode, [])
+    for fake_input, given in zip(fake_inputs, flat):
+        recorder.values.note(fake_input, given)
     env.cause = lambda value: recorder.operation
     sized = copy.deepcopy(net)
     counts = {place: _symbol(env, place, value) for place, value in (numbers or {}).items()}
@@ -152,14 +167,14 @@ def trace_sizes(
         torch.no_grad(),
     ):
         try:
-            out = functional_call(sized, fakes, tuple(torch.utils._pytree.tree_unflatten(fake_inputs, spec)))
+            out = functional_call(sized, fakes, *inputs.replaced(fake_inputs))
         except Exception as error:
             raise ConversionError(
                 f"the network cannot be traced on shapes alone; it stops after {recorder.operation}: {_cause(error)}"
             ) from error
-    leaves = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+        leaves = list(tensors_in(out))
     if not leaves:
-        raise ConversionError("the network returns no tensor")
+        raise ConversionError("the network returns no floating-point tensor")
     outputs = [(i, d, n) for i, t in enumerate(leaves) for d, n in enumerate(t.shape) if isinstance(n, torch.SymInt)]
     return solve(env, shapes, outputs, recorder.orders, counts)
 
@@ -211,14 +226,3 @@ class _module_names:
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
-
-
-def call(net: nn.Module, tensors: dict[str, Tensor], inputs: tuple) -> list[Tensor]:
-    """Outputs of `net` with `tensors` in place of its parameters and buffers, as a flat list of tensors."""
-    out = functional_call(net, tensors, inputs)
-    return [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
-
-
-def cast(inputs: Any, dtype: torch.dtype) -> Any:
-    """Every floating-point tensor of `inputs` in `dtype`."""
-    return tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)

@@ -1,4 +1,4 @@
-"""Numbers in modules of other makers that are sizes of axes: `self.width`, `self.shape = (width, 1)`, `self.num_heads`."""
+"""Numbers in modules that are sizes of axes: `self.width`, `self.shape = (width, 1)`, `self.num_heads`."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from integral_nn.layers.scheme import NODES, STATISTICS, dtype_of
 
 
 class Resized(nn.Module):
-    """Mixed into the class of a module that follows the sizes of axes. `_numbers` are attributes that count channels."""
+    """Mixed into the class of a module that follows sizes. `_numbers` are its attributes that count channels."""
 
     _numbers: dict[str, Counted]
     _sampled_from: tuple[type[nn.Module], tuple[str, ...], tuple[str, ...]] | None = None

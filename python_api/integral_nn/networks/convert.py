@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from inn_kernels import quadrature as rules
 from inn_kernels.taps import Basis, check_basis
 from integral_nn.coupling.axis_set import AxisSet
+from integral_nn.coupling.calls import ConversionError, Inputs
+from integral_nn.coupling.find import check_network, find_axes
 from integral_nn.coupling.proof import fast_paths_off
-from integral_nn.coupling.search import check_network, find_axes
-from integral_nn.coupling.symbolic import ConversionError, call
 from integral_nn.functional import checks
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.channels import Tie
@@ -29,6 +29,7 @@ from integral_nn.networks.nodes import nodes_from
 from integral_nn.networks.norms import fold_norms
 from integral_nn.networks.permute import Reordering, apply_orders, reorder_axes
 from integral_nn.networks.plain import bake_parametrizations, copied
+from integral_nn.networks.verify import check_outputs, output_error, tolerance_of
 
 _EXACT = ("trapezoid", "midpoint", "cells")
 
@@ -56,6 +57,7 @@ class Report:
 def convert(
     net: nn.Module,
     example_inputs: Tensor | tuple,
+    kwargs: Mapping[str, Any] | None = None,
     *,
     quadrature: str = "cells",
     permute: bool = True,
@@ -79,7 +81,9 @@ def convert(
 
     Args:
         net: any `nn.Module`; it is not changed.
-        example_inputs: a tensor, or a tuple of positional inputs, of the shapes the network will see.
+        example_inputs: a tensor, or a tuple of positional inputs, of the shapes the network will see; lists and dicts
+            in it are opened, integers in it are values.
+        kwargs: inputs by name.
         quadrature: "cells" (the weight function integrated over cells: nothing aliases, narrow networks keep most),
             "trapezoid" (the paper's: keeps most where points are tuned, for they may skip what lies between) or
             "midpoint" (points; no channel at the ends weighs half).
@@ -129,26 +133,26 @@ def convert(
     )
     """
     check_network(net)
-    inputs = checks.check_example_inputs(example_inputs)
+    inputs = Inputs(checks.check_example_inputs(example_inputs), checks.check_kwargs(kwargs))
     if quadrature not in _EXACT:
         raise ValueError(f"quadrature must be one of {list(_EXACT)} for an exact conversion, got {quadrature!r}")
     ignore, only = checks.names_in(ignore, "ignore"), only if only is None else checks.names_in(only, "only")
-    continuous_inputs = checks.check_continuous_inputs(continuous_inputs, inputs)
+    continuous_inputs = checks.check_continuous_inputs(continuous_inputs, inputs.args)
     _check_sizes(nodes, size_range, multiple_of)
     check_basis(Basis(a, boundary, kernel))
     if tolerance is None:
-        tolerance = _tolerance(net)
+        tolerance = tolerance_of(net)
     checks.check_number(tolerance, "tolerance", least=0)
     checks.check_seed(seed)
     checks.check_number(time_limit, "time_limit", above=0)
     plain = copied(net).eval()
     bake_parametrizations(plain)
     with fast_paths_off():
-        _check_outputs(plain, inputs)
+        check_outputs(plain, inputs)
         folded = fold_norms(plain, inputs) if fold else []
         found = find_axes(
             plain,
-            inputs,
+            *inputs,
             ignore=ignore,
             only=only,
             continuous_inputs=continuous_inputs,
@@ -167,7 +171,7 @@ def convert(
         found = _with_nodes(found, axes)
     _sample_all(plain, tensors, found, axes, scales)
     model = IntegralNetwork(plain, found, axes)
-    error = _output_error(net, model, inputs, found, orders if continuous_inputs or continuous_outputs else {})
+    error = output_error(net, model, inputs, found, orders if continuous_inputs or continuous_outputs else {})
     if exact and not error <= tolerance:
         raise ConversionError(
             f"the outputs at full size differ by {error:.1e} of the largest output, more than tolerance={tolerance:g}; "
@@ -175,11 +179,6 @@ def convert(
         )
     model.report = Report(error, folded, reordered)
     return model.train(net.training)
-
-
-def _tolerance(net: nn.Module) -> float:
-    """The error that 32 roundings of the narrowest parameters make, or 1e-5."""
-    return max([1e-5] + [32 * torch.finfo(p.dtype).eps for p in net.parameters() if p.is_floating_point()])
 
 
 def _check_sizes(nodes: object, size_range: object, multiple_of: object) -> None:
@@ -195,18 +194,6 @@ def _check_sizes(nodes: object, size_range: object, multiple_of: object) -> None
     if size_range[0] > size_range[1]:
         raise ValueError(f"size_range must be shares (low, high) with low <= high, got {size_range!r}")
     checks.check_count(multiple_of, "multiple_of")
-
-
-@torch.no_grad()
-def _check_outputs(net: nn.Module, inputs: tuple) -> None:
-    """Raise where outputs are NaN: nothing could be proved of them."""
-    try:
-        out = call(net, {}, inputs)
-    except Exception:  # tracing says which operation
-        return
-    for index, value in enumerate(out):
-        if not value.is_meta and bool(torch.isnan(value).any()):
-            raise ConversionError(f"the network returns NaN for example_inputs (tensor {index} of its outputs)")
 
 
 def _make_axes(
@@ -280,46 +267,3 @@ def _with_nodes(found: AxisSet, axes: dict[str, Axis]) -> AxisSet:
         return replace(tie, layout=replace(tie.layout, segments=tuple(parts)))
 
     return replace(found, ties=[renewed(t) for t in found.ties])
-
-
-def _reordered(tensor: Tensor, dim: int, source: Tensor) -> Tensor:
-    return tensor.index_select(dim, source.to(tensor.device))
-
-
-@torch.no_grad()
-def _output_error(
-    net: nn.Module, model: IntegralNetwork, inputs: tuple, found: AxisSet, orders: dict[str, Tensor]
-) -> float:
-    """Largest relative difference of the outputs, on the example inputs and on noise of their shapes."""
-    was = {m: m.training for m in net.modules()}
-    net.eval(), model.eval()
-    generator = torch.Generator().manual_seed(0)
-    flat, spec = torch.utils._pytree.tree_flatten(inputs)
-    noise = [
-        torch.rand(x.shape, generator=generator).to(x) if isinstance(x, Tensor) and x.is_floating_point() else x
-        for x in flat
-    ]
-    worst = 0.0
-    try:
-        for given in (inputs, torch.utils._pytree.tree_unflatten(noise, spec)):
-            expected = call(net, {}, given)
-            have_inputs = list(torch.utils._pytree.tree_flatten(given)[0])
-            for tie in found.ties:
-                live = {a: orders[a] for a in tie.axes if a in orders}
-                if tie.tensor.startswith("input:") and live:
-                    i = int(tie.tensor[6:])
-                    have_inputs[i] = _reordered(have_inputs[i], tie.dim, tie.layout.source(live))
-            out = call(model, {}, torch.utils._pytree.tree_unflatten(have_inputs, spec))
-            for index, dim, layout in found.outputs:
-                live = {a: orders[a] for a in layout.axes if a in orders}
-                expected[index] = _reordered(expected[index], dim, layout.source(live))
-            for want, have in zip(expected, out):
-                finite = torch.isfinite(want) if want.is_floating_point() else torch.zeros(0, dtype=torch.bool)
-                largest = float(want[finite].abs().max()) if bool(finite.any()) else 0.0
-                if largest > 0:
-                    error = float((want - have)[finite].abs().max()) / largest
-                    worst = worst if error <= worst else error  # NaN stays
-    finally:
-        for module, mode in was.items():
-            module.training = mode
-    return worst

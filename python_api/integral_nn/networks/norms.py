@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from integral_nn.coupling.calls import Inputs, call
 from integral_nn.coupling.proof import Probe
 from integral_nn.coupling.search import failing
-from integral_nn.coupling.symbolic import call
 from integral_nn.functional import checks
 from integral_nn.layers.sampled import SampledNorm
 from integral_nn.layers.scheme import STATISTICS
@@ -26,7 +26,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
 
 
-def fold_norms(net: nn.Module, inputs: tuple) -> list[str]:
+def fold_norms(net: nn.Module, inputs: Inputs) -> list[str]:
     """Fold batch norms of `net` into the layers before them, in place. Returns the names of those folded.
 
     A norm stays that reads anything but one linear layer, whose layer feeds anything else, or that has no statistics.
@@ -45,7 +45,7 @@ def fold_norms(net: nn.Module, inputs: tuple) -> list[str]:
             try:
                 _fold(trial, some)
                 with probe.precision():
-                    out = [t for t in call(trial, {}, probe.inputs) if t.is_floating_point()]
+                    out = call(trial, {}, probe.inputs)
             except Exception:
                 return False
         errors = [(x - y).abs().max() / x.abs().max() for x, y in zip(probe.base, out)]
@@ -57,7 +57,7 @@ def fold_norms(net: nn.Module, inputs: tuple) -> list[str]:
     return [norm for _, norm in good]
 
 
-def _pairs(net: nn.Module, inputs: tuple) -> list[tuple[str, str]]:
+def _pairs(net: nn.Module, inputs: Inputs) -> list[tuple[str, str]]:
     """(layer, norm) where the norm was given the very tensor that the layer returned, each called once."""
     made: list[tuple[str, Tensor]] = []
     pairs: list[tuple[str, str]] = []
@@ -79,7 +79,7 @@ def _pairs(net: nn.Module, inputs: tuple) -> list[tuple[str, str]]:
             if isinstance(module, (*_NORMS, *_LINEAR)):
                 handles.append(module.register_forward_hook(note(name)))
         with torch.no_grad():
-            net(*inputs)
+            net(*inputs.args, **inputs.kwargs)
     finally:
         for handle in handles:
             handle.remove()

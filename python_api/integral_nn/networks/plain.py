@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from integral_nn.coupling.symbolic import ConversionError
+from integral_nn.coupling.calls import ConversionError
 
 
 def copied(net: nn.Module) -> nn.Module:
