@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from integral_nn.coupling.attributes import numbers_of
 from integral_nn.coupling.axis_set import AxisSet
 from integral_nn.coupling.calls import ConversionError, Inputs
 from integral_nn.coupling.equations import Place, SymbolicSizes
+from integral_nn.coupling.plain import plain_copy
 from integral_nn.coupling.proof import fast_paths_off
 from integral_nn.coupling.search import Search
 from integral_nn.coupling.symbolic import trace_sizes
@@ -55,14 +55,26 @@ def find_axes(
     wanted = None if only is None else checks.names_in(only, "only")
     free = checks.check_continuous_inputs(continuous_inputs, inputs.args)
     checks.check_seed(seed)
-    tensors = {n: t for n, t in [*net.named_parameters(), *net.named_buffers()] if t.is_floating_point() and t.dim()}
-    places = [(f"input:{inputs.positions()[i]}", d) for i, d in free.items()]
-    net = copy.deepcopy(net).eval()
     with fast_paths_off():
-        sizes = _traced(net, inputs, tensors, places)
-        shapes = {**{n: tuple(t.shape) for n, t in tensors.items()}}
-        shapes |= {f"input:{i}": tuple(x.shape) for i, x in enumerate(inputs.leaves()) if isinstance(x, Tensor)}
-        return Search(net, inputs, sizes, shapes, ignored, wanted, continuous_outputs, seed).run()
+        return find_axes_of(plain_copy(net, inputs), inputs, ignored, wanted, free, continuous_outputs, seed)
+
+
+def find_axes_of(
+    net: nn.Module,
+    inputs: Inputs,
+    ignore: list[str],
+    only: list[str] | None,
+    continuous_inputs: Mapping[int, int],
+    continuous_outputs: bool,
+    seed: int,
+) -> AxisSet:
+    """`find_axes` of a network with ordinary weights, in eval mode."""
+    tensors = {n: t for n, t in [*net.named_parameters(), *net.named_buffers()] if t.is_floating_point() and t.dim()}
+    places = [(f"input:{inputs.positions()[i]}", d) for i, d in continuous_inputs.items()]
+    sizes = _traced(net, inputs, tensors, places)
+    shapes = {**{n: tuple(t.shape) for n, t in tensors.items()}}
+    shapes |= {f"input:{i}": tuple(x.shape) for i, x in enumerate(inputs.leaves()) if isinstance(x, Tensor)}
+    return Search(net, inputs, sizes, shapes, ignore, only, continuous_outputs, seed).run()
 
 
 def _traced(net: nn.Module, inputs: Inputs, tensors: dict[str, Tensor], places: list[Place]) -> SymbolicSizes:

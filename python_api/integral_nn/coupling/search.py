@@ -14,9 +14,8 @@ from __future__ import annotations
 import fnmatch
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import sympy
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from integral_nn.coupling.axis_set import AxisSet, AxisSpec, Discrete
 from integral_nn.coupling.calls import Inputs
 from integral_nn.coupling.equations import Place, SymbolicSizes
+from integral_nn.coupling.groups import failing
 from integral_nn.coupling.proof import OutputTie, Probe
 from integral_nn.coupling.readings import Meanings, readable, terms_of
 from integral_nn.coupling.roles import usual_role
@@ -32,7 +32,6 @@ from integral_nn.layers.channels import Layout, Segment, Tie
 from integral_nn.layers.numbers import Number
 
 _MOST_HYPOTHESES, _MOST_FLIPS = 128, 6
-Item = TypeVar("Item")
 
 
 class Search:
@@ -307,15 +306,3 @@ class Search:
                 reason = f"fixed by {self.sizes.pinned[place]}: a size of the inputs, or a number in the code"
                 found.append(Discrete(tensor, dim, size, reason))
         return found
-
-
-def failing(symbols: Sequence[Item], passes: Callable[[Sequence[Item]], bool]) -> Iterator[Item]:
-    """Those that fail on their own, by halving a group that fails together."""
-    if not symbols or passes(symbols):
-        return
-    if len(symbols) == 1:
-        yield symbols[0]
-        return
-    middle = len(symbols) // 2
-    yield from failing(symbols[:middle], passes)
-    yield from failing(symbols[middle:], passes)

@@ -16,7 +16,8 @@ from inn_kernels import quadrature as rules
 from inn_kernels.taps import Basis, check_basis
 from integral_nn.coupling.axis_set import AxisSet
 from integral_nn.coupling.calls import ConversionError, Inputs
-from integral_nn.coupling.find import check_network, find_axes
+from integral_nn.coupling.find import check_network, find_axes_of
+from integral_nn.coupling.plain import plain_copy
 from integral_nn.coupling.proof import fast_paths_off
 from integral_nn.functional import checks
 from integral_nn.layers.axis import Axis
@@ -28,7 +29,6 @@ from integral_nn.networks.network import IntegralNetwork
 from integral_nn.networks.nodes import nodes_from
 from integral_nn.networks.norms import fold_norms
 from integral_nn.networks.permute import Reordering, apply_orders, reorder_axes
-from integral_nn.networks.plain import bake_parametrizations, copied
 from integral_nn.networks.verify import check_outputs, output_error, tolerance_of
 
 _EXACT = ("trapezoid", "midpoint", "cells")
@@ -145,20 +145,11 @@ def convert(
     checks.check_number(tolerance, "tolerance", least=0)
     checks.check_seed(seed)
     checks.check_number(time_limit, "time_limit", above=0)
-    plain = copied(net).eval()
-    bake_parametrizations(plain)
     with fast_paths_off():
+        plain = plain_copy(net, inputs)
         check_outputs(plain, inputs)
         folded = fold_norms(plain, inputs) if fold else []
-        found = find_axes(
-            plain,
-            *inputs,
-            ignore=ignore,
-            only=only,
-            continuous_inputs=continuous_inputs,
-            continuous_outputs=continuous_outputs,
-            seed=seed,
-        )
+        found = find_axes_of(plain, inputs, ignore, only, continuous_inputs, continuous_outputs, seed)
     if not found.specs:
         raise ConversionError(f"the network has no continuous axis:\n{found.summary()}")
     tensors = {n: t.detach() for n, t in [*plain.named_parameters(), *plain.named_buffers()]}

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from integral_nn.coupling.calls import Inputs, call
+from integral_nn.coupling.groups import failing
 from integral_nn.coupling.proof import Probe
-from integral_nn.coupling.search import failing
 from integral_nn.functional import checks
 from integral_nn.layers.sampled import SampledNorm
 from integral_nn.layers.scheme import STATISTICS
