@@ -10,6 +10,7 @@ from torch.func import functional_call
 import integral_nn as inn
 import zoo.calls
 import zoo.images
+import zoo.recurrent
 import zoo.sequences
 import zoo.weights
 from integral_nn.coupling.calls import Inputs, tensors_in
@@ -18,7 +19,7 @@ from integral_nn.networks.permute import apply_orders
 from zoo import build
 
 torch.set_num_threads(1)
-ROOMS = (zoo.images, zoo.sequences, zoo.calls, zoo.weights)
+ROOMS = (zoo.images, zoo.sequences, zoo.calls, zoo.weights, zoo.recurrent)
 FAMILIES = {name: family for room in ROOMS for name, family in room.FAMILIES.items()}
 BATCH, OTHER = 2, 3
 

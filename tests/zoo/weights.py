@@ -46,5 +46,5 @@ FAMILIES = {
     "spectral norm by hooks": Family(lambda: _normalised(utils.spectral_norm), features(3, 9), THREE),
     "weight norm": Family(lambda: _normalised(parametrizations.weight_norm), features(3, 9), THREE),
     "spectral norm": Family(lambda: _normalised(parametrizations.spectral_norm), features(3, 9), THREE),
-    "weights standardised": Family(_standardised, pictures, {"0": 6, "3": 8, "7": 6}),
+    "weights standardised": Family(_standardised, pictures, {"0": 6, "3": 8, "7": 6}, multiple_of={"0": 2}),
 }

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +30,17 @@ OutputTie = tuple[int, int, Layout]
 
 
 class fast_paths_off:
-    """Attention's fused inference path hides the shapes of its weights: off while tracing and proving."""
+    """Fused kernels of attention and recurrence hide the shapes of their weights: off while tracing and proving."""
 
     def __enter__(self) -> None:
         self.was = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
+        self.fused = torch.backends.mkldnn.flags(enabled=False)
+        self.fused.__enter__()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         torch.backends.mha.set_fastpath_enabled(self.was)
+        self.fused.__exit__(*error)
 
 
 class Probe:

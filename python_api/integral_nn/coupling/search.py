@@ -14,7 +14,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import sympy
@@ -182,8 +182,7 @@ class Search:
         for blocks, grain in shapes:
             self.blocks[symbol], self.grain[symbol] = blocks, grain
             keys = [key for key in expr_of if self.fixed.get(key, symbol) == symbol]
-            counts = [range(len(self.meanings.candidates(expr_of[key]))) for key in keys]
-            for picks in sorted(itertools.islice(itertools.product(*counts), 4096), key=sum):
+            for picks in self._picks([expr_of[key] for key in keys]):
                 tried += 1
                 if tried > _MOST_HYPOTHESES:
                     break
@@ -194,6 +193,14 @@ class Search:
         self.choice = saved
         self.blocks.pop(symbol), self.grain.pop(symbol)
         return False
+
+    def _picks(self, exprs: Sequence[sympy.Expr]) -> Iterator[tuple[int, ...]]:
+        """Which of its candidates each size is: equal sizes alike, then each its own; the likeliest first."""
+        alike = list(dict.fromkeys(exprs))
+        for sizes in (alike, exprs):
+            counts = [range(len(self.meanings.candidates(expr))) for expr in sizes]
+            for picks in sorted(itertools.islice(itertools.product(*counts), 4096), key=sum):
+                yield picks if sizes is exprs else tuple(picks[alike.index(expr)] for expr in exprs)
 
     def search_roles(self, symbol: str) -> bool:
         """Try the other roles of weights that no module of torch.nn owns: of a kind of module together, then alone."""

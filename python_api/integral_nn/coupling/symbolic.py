@@ -27,12 +27,12 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.func import functional_call
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from integral_nn.coupling.calls import ConversionError, Inputs, tensors_in
 from integral_nn.coupling.equations import Place, SymbolicSizes, solve
 from integral_nn.coupling.size_env import SizeEnv
+from integral_nn.coupling.traceable import traceable
 from integral_nn.coupling.values import KnownValues
 from integral_nn.layers.module_sizes import update_sizes
 from integral_nn.layers.numbers import NumberPlace, put_numbers
@@ -160,7 +160,7 @@ def trace_sizes(
     update_sizes(sized, {name: tuple(t.shape) for name, t in fakes.items()})  # modules' own numbers are symbols too
     with (
         _module_names(sized, recorder.modules),
-        _TraceableNorm(),
+        traceable(),
         enable_python_dispatcher(),
         mode,
         recorder,
@@ -193,18 +193,6 @@ def _cause(error: Exception) -> str:
     if "DataDependent" in type(error).__name__:
         return "values of a tensor decide what is computed next (an `if`, `.item()` or the like)"
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-
-
-class _TraceableNorm(TorchFunctionMode):
-    """Instance norm reads its sizes as numbers; the sum of all it takes has the same shape and ties the same sizes."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func not in (torch.instance_norm, torch.nn.functional.instance_norm):
-            return func(*args, **(kwargs or {}))
-        x, *vectors = [t for t in (*args, *(kwargs or {}).values()) if isinstance(t, Tensor)]
-        for vector in vectors:
-            x = x + vector.reshape(vector.shape + (1,) * (x.dim() - 2))
-        return x
 
 
 class _module_names:

@@ -62,6 +62,8 @@ def known_numbers(module: nn.Module) -> set[str]:
         return set()
     sized = {name for kind, own in _OF_KIND.items() if isinstance(module, kind) for name in own}
     settled = sized if any(True for _ in (*module.parameters(False), *module.buffers(False))) else set()
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return {"num_layers"}
     return (set(getattr(base, "__constants__", ())) | {"num_groups", "_qkv_same_embed_dim"}) - sized | settled
 
 

@@ -202,9 +202,17 @@ def sampled_class(base: Any, names: tuple[str, ...], numbers: tuple[str, ...] = 
     body: dict[str, Any] = {name: sampled_property(name) for name in names}
     body |= size_properties(base, names, shape_of)
     body |= {name: number_property(name) for name in numbers}
+    if issubclass(base, nn.RNNBase):
+        body["_flat_weights"] = property(_flat_weights, lambda module, weights: None)
+        body |= {"__getstate__": lambda module: dict(module.__dict__), "__setstate__": nn.Module.__setstate__}
     body |= {"_sampled_from": (base, names, numbers), "__doc__": base.__doc__}
     kind = SampledNorm if norm else Sampled if names else Resized
     return type(f"{'Sampled' if names else 'Resized'}{base.__name__}", (kind, base), body)
+
+
+def _flat_weights(module: Any) -> list[Tensor]:
+    """The list of weights that recurrent modules keep, computed like each of them and kept by none."""
+    return [getattr(module, name) for name in module._flat_weights_names]
 
 
 def _restored(base: Any, names: tuple[str, ...], numbers: tuple[str, ...] = (), *arguments: Any) -> nn.Module:
@@ -230,6 +238,9 @@ def sample_from_nodes(
     if isinstance(module, SampledNorm):
         for name in STATISTICS:
             module.register_buffer(name + CALIBRATED, None)
+    if isinstance(module, nn.RNNBase):
+        module.__dict__.pop("_flat_weights", None)
+        module._flat_weight_refs = [None] * len(module._flat_weights_names)
 
 
 def ordinary(module: Any, sizes: Sizes = None) -> None:
@@ -245,6 +256,8 @@ def ordinary(module: Any, sizes: Sizes = None) -> None:
     _rename(module, {name + NODES: name for name in names})
     module.__class__ = base
     module.__dict__.update(own)
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()
 
 
 def _rename(module: nn.Module, names: Mapping[str, str]) -> None:
