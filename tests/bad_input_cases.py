@@ -194,6 +194,7 @@ MODEL = {TypeError: [Late(lambda w: w.net), None, 3]}
 NETWORK = {TypeError: [3, None, "net"]}
 INPUTS = {TypeError: [3, None, [IMAGES], "x"]}
 NAMES = {TypeError: [3, ["conv", 3]], ValueError: ["absent", ["conv", "absent*"]]}
+CLASSES = {TypeError: [*NAMES[TypeError], dict, [Net, int]], ValueError: [*NAMES[ValueError], nn.LSTM]}
 SEED = {TypeError: [0.5, "0", None, True], ValueError: [2**70]}
 CONTINUOUS = {
     TypeError: ["x", 3, None, {0: "1"}, {0: True}],
@@ -204,8 +205,8 @@ CONVERT = {
     "net": {TypeError: [*NETWORK[TypeError], Late(lambda w: w.model), Late(lambda w: w.layers["IntegralLinear"])]},
     "example_inputs": INPUTS,
     "kwargs": {TypeError: [3, "x", [IMAGES], {3: IMAGES}]},
-    "ignore": NAMES,
-    "only": NAMES,
+    "ignore": CLASSES,
+    "only": CLASSES,
     "continuous_inputs": CONTINUOUS,
     "seed": SEED,
 }

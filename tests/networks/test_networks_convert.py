@@ -415,7 +415,7 @@ def test_attention_with_fast_path():
     net = nn.Sequential(nn.Linear(5, 16), layer, nn.Linear(16, 2)).eval()
     x = torch.rand(2, 6, 5)
     model = inn.convert(net, x)
-    assert model.found.specs.keys() == {"1.linear1"}
+    assert {name: spec.nodes for name, spec in model.found.specs.items()} == {"0": 4, "1.linear1": 48}
     model.resize(0.5)
     assert error(model, model.discretize(), (x,)) <= 1e-5
 

@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 import integral_nn as inn
 import zoo.calls
+import zoo.heads
 import zoo.images
 import zoo.recurrent
 import zoo.sequences
@@ -19,7 +20,7 @@ from integral_nn.networks.permute import apply_orders
 from zoo import build
 
 torch.set_num_threads(1)
-ROOMS = (zoo.images, zoo.sequences, zoo.calls, zoo.weights, zoo.recurrent)
+ROOMS = (zoo.images, zoo.sequences, zoo.calls, zoo.weights, zoo.recurrent, zoo.heads)
 FAMILIES = {name: family for room in ROOMS for name, family in room.FAMILIES.items()}
 BATCH, OTHER = 2, 3
 
@@ -94,6 +95,13 @@ def test_a_resized_network_trains_and_is_what_it_discretizes_to(case):
         assert error(model, pickle.loads(pickle.dumps(model)), family) == 0
         sum(t.square().mean() for t in outputs(small.train(), args, kwargs)).backward()
         model.train()
+
+
+def test_what_nothing_uses_is_named():
+    family = FAMILIES["masks in training"]
+    found = inn.find_axes(build(family), *family.inputs(BATCH))
+    assert found.unused == ["idle.weight", "idle.bias"]
+    assert "2 parameters were not seen in use" in str(found) and "masked[0]" in str(found)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

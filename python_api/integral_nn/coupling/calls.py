@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout, torch.dropout_}
 
 
 class ConversionError(ValueError):
@@ -63,3 +68,22 @@ def call(net: nn.Module, tensors: dict[str, Tensor], inputs: Inputs) -> list[Ten
 def cast(inputs: Any, dtype: torch.dtype) -> Any:
     """Every floating-point tensor of `inputs` in `dtype`."""
     return tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
+
+
+@contextlib.contextmanager
+def training(net: nn.Module) -> Iterator[None]:
+    """While active, `net` is in training mode, but for its norms and dropouts: what else it does then is seen."""
+    was = {module: module.training for module in net.modules()}
+    for module in was:
+        module.training = not isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd))
+    try:
+        with _NoDropout():
+            yield
+    finally:
+        for module, mode in was.items():
+            module.training = mode
+
+
+class _NoDropout(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return args[0] if func in _DROPOUTS and args else func(*args, **(kwargs or {}))

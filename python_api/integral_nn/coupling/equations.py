@@ -8,7 +8,7 @@ What is not linear stays as it is, and the proof decides.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -44,6 +44,10 @@ class SymbolicSizes:
     """Why a dimension is a number."""
     numbers: dict[NumberPlace, sympy.Expr]
     """Attributes of modules that are sizes."""
+    unused: list[str] = field(default_factory=list)
+    """Tensors that no operation took, in eval mode or in training."""
+    trains: bool = False
+    """Whether the sizes hold of a run in training mode, too, which takes more tensors than one in eval mode."""
 
 
 def solve(

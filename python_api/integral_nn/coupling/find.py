@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,17 @@ from integral_nn.coupling.symbolic import trace_sizes
 from integral_nn.functional import checks
 from integral_nn.layers.axis import Axis
 
+Names = Union[str, type, Iterable[Union[str, type]]]
+"""Names of axes, layers or tensors, with wildcards, and classes of modules."""
+
 
 def find_axes(
     net: nn.Module,
     example_inputs: Tensor | tuple,
     kwargs: Mapping[str, Any] | None = None,
     *,
-    ignore: str | Iterable[str] = (),
-    only: str | Iterable[str] | None = None,
+    ignore: Names = (),
+    only: Names | None = None,
     continuous_inputs: bool | Mapping[int, int] = False,
     continuous_outputs: bool = False,
     seed: int = 0,
@@ -38,11 +41,15 @@ def find_axes(
         example_inputs: a tensor, or a tuple of positional inputs; lists and dicts in it are opened.
         kwargs: inputs by name.
         ignore: axes to leave discrete, by the name of the axis, of a layer whose outputs lie along it, or of a tensor
-            it ties; wildcards as in a shell.
-        only: if given, the only axes to look for, likewise.
+            it ties; wildcards as in a shell. Or by a class: of such a layer, or of a module it lies in.
+        only: if given, the only axes to look for, by the name of the axis or the class of the layer that makes it (or
+            of a module that lies in).
         continuous_inputs: let the channels of the inputs be continuous too (dimension 1, or {input: dimension}).
         continuous_outputs: let the sizes of the outputs be continuous too.
         seed: of the random weights and orders of the proof.
+
+    Returns:
+        What `convert` would make continuous; `print` shows a table, `summary()` every dimension.
 
     Raises:
         ConversionError: the network cannot be traced or run; the message names the operation.
@@ -51,8 +58,8 @@ def find_axes(
     """
     check_network(net)
     inputs = Inputs(checks.check_example_inputs(example_inputs), checks.check_kwargs(kwargs))
-    ignored = checks.names_in(ignore, "ignore")
-    wanted = None if only is None else checks.names_in(only, "only")
+    ignored = checks.names_or_classes(ignore, "ignore")
+    wanted = None if only is None else checks.names_or_classes(only, "only")
     free = checks.check_continuous_inputs(continuous_inputs, inputs.args)
     checks.check_seed(seed)
     with fast_paths_off():
@@ -62,8 +69,8 @@ def find_axes(
 def find_axes_of(
     net: nn.Module,
     inputs: Inputs,
-    ignore: list[str],
-    only: list[str] | None,
+    ignore: list[str | type],
+    only: list[str | type] | None,
     continuous_inputs: Mapping[int, int],
     continuous_outputs: bool,
     seed: int,

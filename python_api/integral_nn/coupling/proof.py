@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from integral_nn.coupling.calls import ConversionError, Inputs, call, cast
+from integral_nn.coupling.calls import ConversionError, Inputs, call, cast, training
 from integral_nn.coupling.precision import double_throughout
 from integral_nn.layers.channels import Layout, Tie
 from integral_nn.layers.module_sizes import shapes_of, update_sizes
@@ -46,11 +46,14 @@ class fast_paths_off:
 class Probe:
     """A copy of a network with random weights in float64 (float32 where it cannot run in float64).
 
+    With `trains`, what it does in training mode is looked at as well.
+
     Raises:
         ConversionError: the network's outputs are not finite, or differ between two runs on the same inputs.
     """
 
-    def __init__(self, net: nn.Module, inputs: Inputs, seed: int = 0) -> None:
+    def __init__(self, net: nn.Module, inputs: Inputs, seed: int = 0, trains: bool = False) -> None:
+        self.trains = trains
         generator = torch.Generator().manual_seed(seed)
         self.generator = generator
         randomized = inputs.replaced([_noise_like(x, generator) if _is_real(x) else x for x in inputs.leaves()])
@@ -83,7 +86,14 @@ class Probe:
         """Floating-point outputs with these tensors."""
         inputs = self.inputs if inputs is None else inputs
         with torch.no_grad(), self.precision():
-            return call(self.net, tensors, inputs)
+            return self._call(tensors, inputs)
+
+    def _call(self, tensors: dict[str, Tensor], inputs: Inputs) -> list[Tensor]:
+        out = call(self.net, tensors, inputs)
+        if self.trains:
+            with training(self.net):
+                out += call(self.net, tensors, inputs)
+        return out
 
     def precision(self) -> contextlib.AbstractContextManager:
         """In which the network runs."""
@@ -182,7 +192,7 @@ class Probe:
             inputs = inputs.replaced(noise)
         try:
             with torch.enable_grad(), self.precision():
-                out = call(self.net, leaves, inputs)
+                out = self._call(leaves, inputs)
                 weights = [torch.randn(t.shape, generator=self.generator).to(t) for t in out]
                 total = torch.stack([(t * w).sum() / t.detach().abs().max() for t, w in zip(out, weights)]).sum()
                 live = {n: t for n, t in leaves.items() if t.requires_grad}

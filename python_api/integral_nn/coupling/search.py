@@ -43,8 +43,8 @@ class Search:
         inputs: Inputs,
         sizes: SymbolicSizes,
         shapes: dict[str, tuple[int, ...]],
-        ignore: list[str],
-        only: list[str] | None,
+        ignore: Sequence[str | type],
+        only: Sequence[str | type] | None,
         continuous_outputs: bool,
         seed: int,
     ) -> None:
@@ -134,7 +134,7 @@ class Search:
         names = self.name_axes()
         live = [s for s in self.symbols if s not in self.discrete]
         if live:
-            self.probe = Probe(self.net, self.inputs, self.seed)
+            self.probe = Probe(self.net, self.inputs, self.seed, self.sizes.trains)
             for symbol in list(failing(live, lambda some: self.permutes(some))):
                 if not self.search_layout(symbol):
                     self.discrete[symbol] = "no layout was found in which its channels can be reordered"
@@ -158,7 +158,10 @@ class Search:
         ties = [replace(t, layout=t.layout.renamed(rename)) for t in self.ties(live)]
         outputs = [(i, d, layout.renamed(rename)) for i, d, layout in self.output_ties(live)]
         numbers = [replace(n, layout=n.layout.renamed(rename)) for n in self.numbers(live)]
-        return AxisSet(specs, ties, [o for o in outputs if o[2].axes], self.discrete_places(live), numbers)
+        parameters = {name: p.numel() for name, p in self.net.named_parameters()}
+        unused = [name for name in self.sizes.unused if name in parameters]
+        outputs = [o for o in outputs if o[2].axes]
+        return AxisSet(specs, ties, outputs, self.discrete_places(live), numbers, unused, parameters)
 
     def permutes(self, symbols: Sequence[str]) -> bool:
         axes = {s: (self.meanings.nodes(s), self.blocks.get(s, 1)) for s in symbols}
@@ -265,7 +268,7 @@ class Search:
     def name_axes(self) -> dict[str, str]:
         """Name each axis after the layer that makes it; apply `ignore` and `only`."""
         names: dict[str, str] = {}
-        matched: set[str] = set()
+        matched: set[str | type] = set()
         for symbol in self.symbols:
             if symbol in self.discrete:
                 continue
@@ -279,11 +282,11 @@ class Search:
             names[symbol] = name
             makers = {t.tensor.rpartition(".")[0] for t in ties if not t.integrated}
             tied = {name} | makers | {t.tensor for t in ties}
-            hits = [p for p in self.ignore if any(fnmatch.fnmatchcase(n, p) for n in tied)]
+            hits = [p for p in self.ignore if self._matches(p, tied, makers)]
             matched.update(hits)
             if hits:
                 self.discrete[symbol] = "ignored, as asked"
-            wanted = [p for p in self.only or [] if fnmatch.fnmatchcase(name, p)]
+            wanted = [p for p in self.only or [] if self._matches(p, {name}, {owner})]
             matched.update(wanted)
             if self.only is not None and not wanted:
                 self.discrete[symbol] = "not among those asked for"
@@ -291,8 +294,15 @@ class Search:
             for pattern in patterns:
                 if pattern not in matched:
                     there = sorted(names.values())
-                    raise ValueError(f"{argument}: {pattern!r} matches no continuous axis; there are {there}")
+                    raise ValueError(f"{argument}: {_text(pattern)} matches no continuous axis; there are {there}")
         return names
+
+    def _matches(self, wanted: str | type, names: set[str], makers: set[str]) -> bool:
+        """Whether a pattern fits one of the names, or one of the makers is, or lies in, a module of a class."""
+        if isinstance(wanted, str):
+            return any(fnmatch.fnmatchcase(name, wanted) for name in names)
+        inside = {maker[:end] for maker in makers for end, c in enumerate(f"{maker}.") if c == "."}
+        return any(isinstance(self.modules.get(name), wanted) for name in inside)
 
     def _maker_rank(self, tie: Tie) -> tuple[bool, bool, bool]:
         """Layers that surely make the axis come first, then raw weights, then vectors, then its readers."""
@@ -310,6 +320,9 @@ class Search:
                 reasons = {self.discrete[str(s)] for s in expr.free_symbols}
                 found.append(Discrete(tensor, dim, size, "; ".join(sorted(reasons))))
             elif place in self.sizes.pinned:
-                reason = f"fixed by {self.sizes.pinned[place]}: a size of the inputs, or a number in the code"
-                found.append(Discrete(tensor, dim, size, reason))
+                found.append(Discrete(tensor, dim, size, f"fixed by {self.sizes.pinned[place]}"))
         return found
+
+
+def _text(pattern: str | type) -> str:
+    return repr(pattern) if isinstance(pattern, str) else pattern.__name__

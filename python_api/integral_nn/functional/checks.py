@@ -96,6 +96,16 @@ def names_in(names: Any, argument: str) -> list[str]:
     return given
 
 
+def names_or_classes(names: Any, argument: str) -> list[str | type]:
+    """Names and classes of modules, given as one or as an iterable of them."""
+    given = list(names) if isinstance(names, Iterable) and not isinstance(names, (str, type)) else [names]
+    for name in given:
+        if not isinstance(name, str) and not (isinstance(name, type) and issubclass(name, nn.Module)):
+            got = f"class {name.__name__}" if isinstance(name, type) else type(name).__name__
+            raise TypeError(f"{argument} must be a name or names, or classes of modules, got {got}")
+    return given
+
+
 def check_axis_name(name: object, axes: Collection[str], argument: str) -> None:
     """Raise ValueError unless `name` is that of an axis."""
     if not isinstance(name, str) or name not in axes:

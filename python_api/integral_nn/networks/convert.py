@@ -6,7 +6,7 @@ fold batch norms -> find axes -> reorder channels -> nodes from weights -> compa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from inn_kernels import quadrature as rules
 from inn_kernels.taps import Basis, check_basis
 from integral_nn.coupling.axis_set import AxisSet
 from integral_nn.coupling.calls import ConversionError, Inputs
-from integral_nn.coupling.find import check_network, find_axes_of
+from integral_nn.coupling.find import Names, check_network, find_axes_of
 from integral_nn.coupling.plain import plain_copy
 from integral_nn.coupling.proof import fast_paths_off
 from integral_nn.functional import checks
@@ -62,8 +62,8 @@ def convert(
     quadrature: str = "cells",
     permute: bool = True,
     fold: bool = True,
-    ignore: str | Iterable[str] = (),
-    only: str | Iterable[str] | None = None,
+    ignore: Names = (),
+    only: Names | None = None,
     nodes: float | Mapping[str, int | float] | None = None,
     size_range: tuple[float, float] = (0.5, 1.0),
     multiple_of: int = 1,
@@ -90,9 +90,8 @@ def convert(
         permute: reorder channels to make the weights smooth; needs the package fast-tsp.
         fold: fold batch norms into the layer before them where they may be. Without, their affine parameters and
             running statistics are sampled along the axis (`recalibrate` measures the statistics anew).
-        ignore: axes to leave discrete, by name of the axis, of a layer whose outputs lie along it, or of a tensor it
-            ties; shell wildcards.
-        only: if given, the only axes to make, likewise.
+        ignore, only: axes to leave discrete, or the only ones to make, by names or by classes of modules: see
+            `find_axes`, which shows without converting what there is.
         nodes: nodes of each axis, as {axis: number or share of its channels} or one share for all; default: as many as
             channels. Fewer are fitted by least squares, and full size is then not exact (`report.error` says how far).
         size_range: shares of the channels between which `resample` draws sizes.
@@ -136,7 +135,8 @@ def convert(
     inputs = Inputs(checks.check_example_inputs(example_inputs), checks.check_kwargs(kwargs))
     if quadrature not in _EXACT:
         raise ValueError(f"quadrature must be one of {list(_EXACT)} for an exact conversion, got {quadrature!r}")
-    ignore, only = checks.names_in(ignore, "ignore"), only if only is None else checks.names_in(only, "only")
+    ignored = checks.names_or_classes(ignore, "ignore")
+    wanted = None if only is None else checks.names_or_classes(only, "only")
     continuous_inputs = checks.check_continuous_inputs(continuous_inputs, inputs.args)
     _check_sizes(nodes, size_range, multiple_of)
     check_basis(Basis(a, boundary, kernel))
@@ -149,9 +149,9 @@ def convert(
         plain = plain_copy(net, inputs)
         check_outputs(plain, inputs)
         folded = fold_norms(plain, inputs) if fold else []
-        found = find_axes_of(plain, inputs, ignore, only, continuous_inputs, continuous_outputs, seed)
+        found = find_axes_of(plain, inputs, ignored, wanted, continuous_inputs, continuous_outputs, seed)
     if not found.specs:
-        raise ConversionError(f"the network has no continuous axis:\n{found.summary()}")
+        raise ConversionError(f"the network has no continuous axis:\n{found.reasons()}")
     tensors = {n: t.detach() for n, t in [*plain.named_parameters(), *plain.named_buffers()]}
     reordered = reorder_axes(tensors, found, seed=seed, time_limit=time_limit, progress=progress) if permute else {}
     orders = {name: r.order for name, r in reordered.items()}
