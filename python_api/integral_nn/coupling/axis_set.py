@@ -107,6 +107,7 @@ class AxisSet:
             if len(group) <= _LISTED:
                 lines.append(f"{_named(group)}: {group[0].reason}")
                 continue
+            reason = group[0].reason if len({d.reason for d in group}) == 1 else reason
             places = list(dict.fromkeys(_any_number(d.tensor.rpartition(".")[0]) or "the network" for d in group))
             more = ", .." if len(places) > _LISTED else ""
             lines.append(f"{len(group)} sizes in {', '.join(places[:_LISTED])}{more}: {reason}")
