@@ -204,6 +204,7 @@ MODEL = {TypeError: [Late(lambda w: w.net), None, 3]}
 NETWORK = {TypeError: [3, None, "net"]}
 INPUTS = {TypeError: [3, None, [IMAGES], "x", (1, 3, 8, 8)]}
 NAMES = {TypeError: [3, ["conv", 3]], ValueError: ["absent", ["conv", "absent*"]]}
+CLASSES = {TypeError: [*NAMES[TypeError], dict, [Net, int]], ValueError: [*NAMES[ValueError], nn.LSTM]}
 SEED = {TypeError: [0.5, "0", None, True], ValueError: [2**70]}
 CONTINUOUS = {
     TypeError: ["x", 3, None, {0: "1"}, {0: True}],
@@ -213,8 +214,9 @@ NUMBER = {TypeError: ["x", True], ValueError: [-1, -0.01, NAN, INF]}
 CONVERT = {
     "net": {TypeError: [*NETWORK[TypeError], Late(lambda w: w.model), Late(lambda w: w.layers["IntegralLinear"])]},
     "example_inputs": INPUTS,
-    "ignore": NAMES,
-    "only": NAMES,
+    "kwargs": {TypeError: [3, "x", [IMAGES], {3: IMAGES}]},
+    "ignore": CLASSES,
+    "only": CLASSES,
     "continuous_inputs": CONTINUOUS,
     "seed": SEED,
 }
@@ -274,7 +276,7 @@ BAD = {
         "kernel": RULE["kernel"],
         "a": RULE["a"],
         "boundary": RULE["boundary"],
-        "tolerance": {TypeError: ["x", None, True], ValueError: [-1e-3, NAN]},
+        "tolerance": {TypeError: ["x", True], ValueError: [-1e-3, NAN]},
         "time_limit": {TypeError: ["x", None, True], ValueError: [0, -1.0, NAN, INF]},
     },
     "find_axes": CONVERT,

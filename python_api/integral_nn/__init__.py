@@ -8,8 +8,8 @@ from inn_kernels.quadrature import (
     uniform_partition,
 )
 from integral_nn.coupling.axis_set import AxisSet
-from integral_nn.coupling.search import find_axes
-from integral_nn.coupling.symbolic import ConversionError
+from integral_nn.coupling.calls import ConversionError
+from integral_nn.coupling.find import find_axes
 from integral_nn.functional.conv import integral_conv1d, integral_conv2d, integral_conv3d
 from integral_nn.functional.discretize import discretize
 from integral_nn.functional.integrate import integrate, quadrature_weights

@@ -79,12 +79,32 @@ def check_example_inputs(example_inputs: object) -> tuple:
     return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
 
 
+def check_kwargs(kwargs: object) -> dict[str, Any]:
+    """The inputs by name; raise TypeError unless a mapping from names, or None, was given."""
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(f"kwargs must be a mapping from names to inputs, got {type(kwargs).__name__}")
+    for name in kwargs or {}:
+        if not isinstance(name, str):
+            raise TypeError(f"kwargs must have names for keys, got {name!r}")
+    return dict(kwargs or {})
+
+
 def names_in(names: Any, argument: str) -> list[str]:
     """Names given as one string or as an iterable of them."""
     given = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
     for name in given:
         if not isinstance(name, str):
             raise TypeError(f"{argument} must be a name or names, got {type(name).__name__}")
+    return given
+
+
+def names_or_classes(names: Any, argument: str) -> list[str | type]:
+    """Names and classes of modules, given as one or as an iterable of them."""
+    given = list(names) if isinstance(names, Iterable) and not isinstance(names, (str, type)) else [names]
+    for name in given:
+        if not isinstance(name, str) and not (isinstance(name, type) and issubclass(name, nn.Module)):
+            got = f"class {name.__name__}" if isinstance(name, type) else type(name).__name__
+            raise TypeError(f"{argument} must be a name or names, or classes of modules, got {got}")
     return given
 
 

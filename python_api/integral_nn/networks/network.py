@@ -26,7 +26,7 @@ from integral_nn.layers.draws import Draw, check_draw, ratio
 from integral_nn.layers.held import CALIBRATED, held, sample_modules
 from integral_nn.layers.module_sizes import update_sizes
 from integral_nn.layers.rule import Sizes
-from integral_nn.layers.sampled import Sampled, ordinary, shape_of
+from integral_nn.layers.sampled import Resized, ordinary, shape_of
 from integral_nn.layers.scheme import NODES, Kept, nodes_of
 from integral_nn.networks.hand_built import axes_of_layers
 from integral_nn.networks.loading import finish_loading, level_names
@@ -235,8 +235,8 @@ class IntegralNetwork(nn.Module):
             for name, child in list(module.named_children()):
                 if isinstance(child, Axis):
                     delattr(module, name)
-            if isinstance(module, Sampled):
-                ordinary(module)
+            if isinstance(module, Resized):
+                ordinary(module, sizes)
                 own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
                 shapes |= {f"{path}.{leaf}".lstrip("."): tuple(tensor.shape) for leaf, tensor in own}
         update_sizes(plain, shapes)
