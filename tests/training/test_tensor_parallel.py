@@ -116,6 +116,26 @@ def test_split_layers_under_data_parallelism(four, make, wrap):
     assert max(four(split_and_sharded, make, "conv", wrap)) < 1e-9
 
 
+def split_head(rank, make):
+    """The last layer split over its inputs, whose bias runs along no axis."""
+    model, alone = make("linear").double(), make("linear").double()
+    plan = {"2": ColumnwisePoints(), "4": RowwisePoints()}
+    parallelize_module(model.net, init_device_mesh("cpu", (2,)), plan)
+    worst = 0.0
+    for step in range(3):
+        for net in (model, alone):
+            net.resample(step)
+            net.zero_grad()
+            net(X["linear"]).square().mean().backward()
+        worst = max(worst, distance(model, alone, gradients))
+    return worst
+
+
+@pytest.mark.parametrize("make", [by_hand, converted])
+def test_a_bias_along_no_axis(ranks, make):
+    assert max(ranks(split_head, make)) < 1e-9
+
+
 def refused(rank):
     mesh, axis = init_device_mesh("cpu", (2,)), inn.Axis(8)
     bad = [

@@ -63,12 +63,11 @@ def _summed(x: Tensor, group: Any) -> Tensor:
     return total
 
 
-def _sum_gradients(module: Any, group: Any) -> None:
-    """Have gradients of the nodes added up: those of the parameters there are now, which `fully_shard` makes anew."""
-    for name in module._rules:
-        nodes = getattr(module, name + NODES)
-        if nodes is not None and nodes.requires_grad and nodes not in _hooked:
-            _hooked[nodes] = nodes.register_hook(lambda grad: _summed(grad, group))
+def _sum_gradients(module: nn.Module, group: Any) -> None:
+    """Have gradients of parameters added up: of those there are now, which `fully_shard` makes anew."""
+    for p in module.parameters(recurse=False):
+        if p.requires_grad and p not in _hooked:
+            _hooked[p] = p.register_hook(lambda grad: _summed(grad, group))
 
 
 class _Points(ParallelStyle):
