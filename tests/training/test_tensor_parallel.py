@@ -90,7 +90,11 @@ def test_split_layers_are_those_of_one_process(ranks, make, kind, trainable):
 def split_and_sharded(rank, make, kind, wrap):
     """Two by two ranks: layers split over one dimension of the mesh, data and parameters over the other."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "points"))
-    model, alone = make(kind).double(), make(kind).double()
+    model, alone = make(kind), make(kind)
+    for net in (model, alone):
+        for axis in net.axes.values():
+            axis.make_trainable(keep=True)
+        net.double()
     parallelize_module(model.net, mesh["points"], {name: style() for name, style in PLANS.items()})
     called = wrap(model, mesh["data"])
     optimizers = [torch.optim.SGD(net.parameters(), 0.05) for net in (model, alone)]
