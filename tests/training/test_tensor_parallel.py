@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 
 import integral_nn as inn
 from integral_nn.training.tensor_parallel import ColumnwisePoints, RowwisePoints
-from models import distance, gradients
+from models import blocks, distance, gradients
 
 PLANS = {"0": ColumnwisePoints, "2": RowwisePoints}
 DRAW = torch.Generator().manual_seed(0)
@@ -84,6 +85,59 @@ def test_split_layers_are_those_of_one_process(ranks, make, kind, trainable):
     for (rows, columns, size), (rest, others, _) in zip(first, second):
         assert rows == columns == size // 2 and rest == others == size - size // 2
     assert len({size for *_, size in first}) > 3
+
+
+def split_and_sharded(rank, make, kind, wrap):
+    """Two by two ranks: layers split over one dimension of the mesh, data and parameters over the other."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "points"))
+    model, alone = make(kind), make(kind)
+    for net in (model, alone):
+        for axis in net.axes.values():
+            axis.make_trainable(keep=True)
+        net.double()
+    parallelize_module(model.net, mesh["points"], {name: style() for name, style in PLANS.items()})
+    called = wrap(model, mesh["data"])
+    optimizers = [torch.optim.SGD(net.parameters(), 0.05) for net in (model, alone)]
+    worst = 0.0
+    for step in range(4):
+        for net, call, x in ((model, called, X[kind].chunk(2)[rank // 2]), (alone, alone, X[kind])):
+            net.resample(step)
+            net.zero_grad()
+            call(x).square().mean().backward()
+        worst = max(worst, distance(model, alone, gradients))
+        for optimizer in optimizers:
+            optimizer.step()
+    return worst
+
+
+def ddp(model, mesh):
+    return DistributedDataParallel(model, process_group=mesh.get_group())
+
+
+@pytest.mark.parametrize("wrap", [blocks, ddp])
+@pytest.mark.parametrize("make", [by_hand, converted])
+def test_split_layers_under_data_parallelism(four, make, wrap):
+    assert max(four(split_and_sharded, make, "conv", wrap)) < 1e-9
+
+
+def split_head(rank, make):
+    """The last layer split over its inputs, whose bias runs along no axis."""
+    model, alone = make("linear").double(), make("linear").double()
+    plan = {"2": ColumnwisePoints(), "4": RowwisePoints()}
+    parallelize_module(model.net, init_device_mesh("cpu", (2,)), plan)
+    worst = 0.0
+    for step in range(3):
+        for net in (model, alone):
+            net.resample(step)
+            net.zero_grad()
+            net(X["linear"]).square().mean().backward()
+        worst = max(worst, distance(model, alone, gradients))
+    return worst
+
+
+@pytest.mark.parametrize("make", [by_hand, converted])
+def test_a_bias_along_no_axis(ranks, make):
+    assert max(ranks(split_head, make)) < 1e-9
 
 
 def refused(rank):

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor.parallel.style import ParallelStyle
+from torch.utils.weak import WeakIdKeyDictionary
 
 from integral_nn.layers.axis_part import split_rule
 from integral_nn.layers.base import IntegralLayer
@@ -27,6 +28,7 @@ from integral_nn.layers.linear import IntegralLinear
 from integral_nn.layers.sampled import Sampled
 from integral_nn.layers.scheme import NODES
 
+_hooked: Any = WeakIdKeyDictionary()  # parameter -> its hook
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -61,6 +63,13 @@ def _summed(x: Tensor, group: Any) -> Tensor:
     return total
 
 
+def _sum_gradients(module: nn.Module, group: Any) -> None:
+    """Have gradients of parameters added up: of those there are now, which `fully_shard` makes anew."""
+    for p in module.parameters(recurse=False):
+        if p.requires_grad and p not in _hooked:
+            _hooked[p] = p.register_hook(lambda grad: _summed(grad, group))
+
+
 class _Points(ParallelStyle):
     """What both styles share."""
 
@@ -86,10 +95,7 @@ class _Points(ParallelStyle):
         own: Any = module
         along = {name: self.dim if self.dim == 0 or name == "weight" else None for name in own._rules}
         own.__dict__["_rules"] = {n: split_rule(r, along[n], rank, world, summed) for n, r in own._rules.items()}
-        for name in own._rules:
-            nodes = getattr(own, name + NODES)
-            if nodes is not None and nodes.requires_grad:
-                nodes.register_hook(lambda grad: _summed(grad, group))
+        module.register_forward_pre_hook(lambda layer, _: _sum_gradients(layer, group))
         if isinstance(module, IntegralLayer):
             own.dataflow = "materialize"  # ranks send what they send in the same order, however many points each has
         self._wrap(module, group, world)
