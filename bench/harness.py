@@ -145,7 +145,7 @@ def environment(device: str = "cpu") -> dict[str, str]:
         triton_version = triton.__version__
     except ImportError:
         triton_version = ""
-    drawn = ("bench/results", "README.md", "docs/bench.md", "docs/figures")
+    drawn = ("bench/results", "README.md", "docs/bench.md", "docs/scaling.md", "docs/figures")
     dirty = any(not line[3:].startswith(drawn) for line in _git("status", "--porcelain", "-uno").splitlines())
     return {
         "device": device_name() if device == "cpu" else torch.cuda.get_device_name(),

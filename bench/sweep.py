@@ -34,6 +34,7 @@ from bench.harness import append_csv, quantiles, read_csv
 from inn_kernels.gpu import compile as aot
 from inn_kernels.gpu import (
     conv,
+    conv_node_gradient,
     discretize,
     discretize_adjoint,
     discretize_tap_gradient,
@@ -41,6 +42,7 @@ from inn_kernels.gpu import (
     gemm_configs,
     gemm_tile,
     linear,
+    linear_backward,
 )
 from inn_kernels.gpu.launch import INTERPRETED, Config, target_of
 from inn_kernels.gpu.specs import KernelSpec
@@ -173,12 +175,12 @@ def fused_cases() -> list[Case]:
     tiles = grid(DEPTH=(16, 32, 64), num_stages=(2, 3, 4), num_warps=(4, 8), max_registers=(None, 128))
     tiles += grid(programs=(1, 4))
     squares = grid(SIDE=(32, 64), ROW_DEPTH=(16, 32), num_warps=(4, 8))
-    tables = [(linear, "FORWARD", "linear"), (linear, "BACKWARD", "linear_backward")]
-    tables += [(conv, "FORWARD", "conv"), (conv, "NODE_GRADIENT", "conv_node_gradient")]
+    tables = [(linear, "FORWARD", "linear"), (linear_backward, "BACKWARD", "linear_backward")]
+    tables += [(conv, "FORWARD", "conv"), (conv_node_gradient, "NODE_GRADIENT", "conv_node_gradient")]
     cases = []
     for module, table, name in tables:
-        m, k = ((20, 15) if DRY else (256, 192)) if module is conv else (80, 60) if DRY else (2048, 1536)
-        offsets, image = ((3, 3), (2, 2)) if module is conv else ((), ())
+        m, k = ((20, 15) if DRY else (256, 192)) if name.startswith("conv") else (80, 60) if DRY else (2048, 1536)
+        offsets, image = ((3, 3), (2, 2)) if name.startswith("conv") else ((), ())
         out, in_ = taps_for(k, m, device=DEVICE), taps_for(k, m, weighted=True, device=DEVICE)
         nodes, along = torch.randn(m, m, *offsets, device=DEVICE), (*out[:2], *in_[:2])
         for kind, classes in getattr(module, table).items():
@@ -186,13 +188,15 @@ def fused_cases() -> list[Case]:
             spec = next(s for s in module.KERNELS if (s.name, s.variant) == (name, variant))
             for most, present in classes:
                 rows = 128 if most == gemm_configs.ANY else most
-                batch, window = rows // 4 if module is conv else rows, ((1, 1), (1, 1), (1, 1))
+                batch, window = rows // 4 if name.startswith("conv") else rows, ((1, 1), (1, 1), (1, 1))
                 x, dy = (torch.randn(batch, k, *image, device=DEVICE, dtype=dtype) for _ in "xy")
                 run = {
                     "linear": partial(linear.linear, x, nodes, None, *along),
-                    "linear_backward": partial(linear.linear_backward, dy, x, nodes, *along, True, True, True),
+                    "linear_backward": partial(linear_backward.linear_backward, dy, x, nodes, *along, True, True, True),
                     "conv": partial(conv.conv, x, nodes, None, *along, *window),
-                    "conv_node_gradient": partial(conv.conv_node_gradient, dy, x, nodes, *along, *window, True, True),
+                    "conv_node_gradient": partial(
+                        conv_node_gradient.conv_node_gradient, dy, x, nodes, *along, *window, True, True
+                    ),
                 }[name]
                 shape = f"{m} nodes at {k}" + (" 3x3" if offsets else "") + f", {rows} rows"
                 candidates, label = squares if table == "NODE_GRADIENT" else tiles, f"{name} {kind} {present.name}"

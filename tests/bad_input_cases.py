@@ -4,9 +4,11 @@
 raise; `Late` ones are made of the world.
 """
 
+import tempfile
 from typing import NamedTuple
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
 
 import integral_nn as inn
@@ -52,6 +54,8 @@ class World:
         self.parts = nn.ModuleList([self.net, self.model, self.axis, *self.layers.values()])
         self.optimizer = torch.optim.Adam(self.parts.parameters())
         self.generator = torch.Generator().manual_seed(0)
+        self.checkpoint = tempfile.mkdtemp()
+        dcp.save(self.net.state_dict(), checkpoint_id=self.checkpoint, no_dist=True)
 
     def state(self):
         """Everything that a refused call must leave as it is."""
@@ -101,6 +105,10 @@ def calls(w):
         "Axis.partition": (w.axis.partition, {"size": 6}),
         "Axis.taps": (w.axis.taps, {"weighted": True}),
         "Axis.load_state_dict": (w.axis.load_state_dict, {"state_dict": {"delta": torch.ones(6)}}),
+        "replicate_points": (inn.replicate_points, {"model": w.net}),
+        "parameter_groups": (inn.parameter_groups, {"model": w.model}),
+        "check_checkpoint": (inn.check_checkpoint, {"model": w.net, "checkpoint_id": w.checkpoint}),
+        "check_sizes": (inn.check_sizes, {"model": w.model}),
         "convert": (inn.convert, {"net": w.net, "example_inputs": IMAGES}),
         "find_axes": (inn.find_axes, {"net": w.net, "example_inputs": IMAGES}),
         "AxisSet.ties_of": (w.model.found.ties_of, {"name": "conv"}),
@@ -190,11 +198,13 @@ SIZES = {
 }  # fmt: skip
 EXTENT = {TypeError: ["8", True, 0.5], ValueError: [0, -1, MANY]}
 OPTIMIZER = {TypeError: ["adam", 0.1]}
-GENERATOR = {TypeError: [0, "seed"]}
+GENERATOR = {TypeError: [0.5, "seed", True], ValueError: [-1]}
+STEP_SEED = {TypeError: [0.5, "0", True], ValueError: [2**70, 3]}  # 3: beside a generator
 MODEL = {TypeError: [Late(lambda w: w.net), None, 3]}
 NETWORK = {TypeError: [3, None, "net"]}
 INPUTS = {TypeError: [3, None, [IMAGES], "x", (1, 3, 8, 8)]}
 NAMES = {TypeError: [3, ["conv", 3]], ValueError: ["absent", ["conv", "absent*"]]}
+CLASSES = {TypeError: [*NAMES[TypeError], dict, [Net, int]], ValueError: [*NAMES[ValueError], nn.LSTM]}
 SEED = {TypeError: [0.5, "0", None, True], ValueError: [2**70]}
 CONTINUOUS = {
     TypeError: ["x", 3, None, {0: "1"}, {0: True}],
@@ -204,8 +214,9 @@ NUMBER = {TypeError: ["x", True], ValueError: [-1, -0.01, NAN, INF]}
 CONVERT = {
     "net": {TypeError: [*NETWORK[TypeError], Late(lambda w: w.model), Late(lambda w: w.layers["IntegralLinear"])]},
     "example_inputs": INPUTS,
-    "ignore": NAMES,
-    "only": NAMES,
+    "kwargs": {TypeError: [3, "x", [IMAGES], {3: IMAGES}]},
+    "ignore": CLASSES,
+    "only": CLASSES,
     "continuous_inputs": CONTINUOUS,
     "seed": SEED,
 }
@@ -237,7 +248,7 @@ BAD = {
     },
     "Axis.resize": {"size": SIZE, "optimizer": OPTIMIZER},
     "Axis.share": {"part": {TypeError: ["x", None, True], ValueError: [-1, NAN, INF]}},
-    "Axis.resample": {"generator": GENERATOR, "optimizer": OPTIMIZER},
+    "Axis.resample": {"generator": GENERATOR, "seed": STEP_SEED, "optimizer": OPTIMIZER},
     "Axis.make_trainable": {"partition": {
         TypeError: [5, 2.5, "uniform", [0.0, 1.0], torch.arange(5), torch.linspace(0, 1, 5).cfloat()],
         ValueError: [FALLING, torch.tensor([0, NAN, 1]), torch.tensor([-0.5, 1]), torch.tensor([0, 1.5]), META,
@@ -251,6 +262,10 @@ BAD = {
                        {"delta": torch.ones(1)}, {"delta": torch.zeros(6)}, {"delta": torch.full((6,), NAN)},
                        {"delta": [1.0, 2.0]}, {"delta": torch.arange(6)}],
     }},
+    "replicate_points": {"model": {**NETWORK, ValueError: [Late(lambda w: w.model)]}, "mesh": {TypeError: [3, "all"]}},
+    "check_sizes": {"model": NETWORK},
+    "parameter_groups": {"model": NETWORK, "weight_decay": NUMBER, "points_lr": NUMBER},
+    "check_checkpoint": {"model": NETWORK, "checkpoint_id": {TypeError: [3, None], ValueError: ["absent"]}},
     "convert": CONVERT | {
         "quadrature": {ValueError: ["simpson", None, 3]},
         "nodes": {TypeError: ["x", True, {"conv": "x"}],
@@ -261,13 +276,13 @@ BAD = {
         "kernel": RULE["kernel"],
         "a": RULE["a"],
         "boundary": RULE["boundary"],
-        "tolerance": {TypeError: ["x", None, True], ValueError: [-1e-3, NAN]},
+        "tolerance": {TypeError: ["x", True], ValueError: [-1e-3, NAN]},
         "time_limit": {TypeError: ["x", None, True], ValueError: [0, -1.0, NAN, INF]},
     },
     "find_axes": CONVERT,
     "AxisSet.ties_of": {"name": {ValueError: ["absent", 3, None]}},
     "IntegralNetwork.resize": {"size": {**SIZES, TypeError: [*SIZES[TypeError], None]}, "optimizer": OPTIMIZER},
-    "IntegralNetwork.resample": {"generator": GENERATOR, "optimizer": OPTIMIZER},
+    "IntegralNetwork.resample": {"generator": GENERATOR, "seed": STEP_SEED, "optimizer": OPTIMIZER},
     "IntegralNetwork": {"net": {TypeError: [3, None], ValueError: [Late(lambda w: w.net)]},
                         "found": {TypeError: [3, "x"]}, "axes": {TypeError: [3, "x"]}},
     "IntegralNetwork.shapes": {"sizes": SIZES},

@@ -10,8 +10,9 @@ import integral_nn as inn
 from bad_input_cases import BAD, Late, World, calls
 
 # Taken by their truth: whatever is given means something.
-FLAGS = {"bias", "trainable", "weighted", "permute", "fold", "progress", "continuous_outputs", "common"}
+FLAGS = {"bias", "trainable", "weighted", "permute", "fold", "progress", "continuous_outputs", "common", "keep"}
 FLAGS |= {"strict", "assign"}  # of nn.Module.load_state_dict
+FLAGS |= {"group"}  # a process group, which torch.distributed checks
 LAYERS = ("IntegralLinear", "IntegralConv1d", "IntegralConv2d", "IntegralConv3d")
 UNCHECKED = {
     "AxisSet": "a record that find_axes makes",

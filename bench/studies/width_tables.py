@@ -16,6 +16,7 @@ TITLES = {
     "cells-conservative": "cells, conservative",
     "cells-cubic": "cells, cubic",
     "cells-bspline": "cells, B-spline",
+    "cells-switched": "cells, B-spline, conservative in the last third of training",
     "l1-cut": "channels of largest L1 norm",
 }
 
@@ -36,7 +37,8 @@ def by_width(record: dict[str, Any]) -> str:
     """Accuracy by width, a line a row; networks of one width share a line."""
     rows: dict[str, dict[str, list[float]]] = {}
     for row, found in record["rows"].items():
-        rows.setdefault(TITLES.get(row, "a network for each width, trained alone"), {}).update(found["test"])
+        title = "a network for each width, trained alone" if row.startswith(ALONE) else TITLES[row]
+        rows.setdefault(title, {}).update(found["test"])
     shares = list(dict.fromkeys(width for row in rows.values() for width in row))
     shares.sort(key=float, reverse=record["name"].startswith("converted"))
     lines = [[title, *(cell(row.get(width)) for width in shares)] for title, row in rows.items()]

@@ -5,6 +5,7 @@
     discretize_tap_gradient  the gradients of both axes' tap weights
     interpolate              one axis sampled, its adjoint, and the gradient of its weights
     linear, conv             the fused dataflow: sampling inside the matrix product, one launch forward
+    linear_backward, conv_node_gradient    and the gradients that are not a forward pass of other nodes
     foreach, foreach_adjoint every layer of a network discretized by one launch, and the gradients of all nodes
 
 What they share:
@@ -67,10 +68,10 @@ _FILES = {
     "discretize_foreach": "foreach",
     "discretize_foreach_adjoint": "foreach_adjoint",
     "linear": "linear",
-    "linear_backward": "linear",
+    "linear_backward": "linear_backward",
     "conv": "conv",
     "conv_input_gradient": "conv",
-    "conv_node_gradient": "conv",
+    "conv_node_gradient": "conv_node_gradient",
 }
 
 
@@ -96,7 +97,7 @@ def _implementation(name: str) -> Callable[..., Any]:
     parameters = inspect.signature(plain).parameters.values()
     tensors = [i for i, given in enumerate(parameters) if given.annotation in ("Tensor", "Tensor | None")]
     results = [i for i, given in enumerate(parameters) if given.name == "dtype"]
-    fused = _FILES[name] in ("linear", "conv")
+    fused = _FILES[name].startswith(("linear", "conv"))
     weights = [i for i, given in enumerate(parameters) if fused and given.name in ("out_weight", "in_weight")]
 
     @functools.wraps(plain)

@@ -4,7 +4,6 @@ Kernel offsets t = (r, s) ride along untouched (Eq. 5, 6), so that with x(p + t)
 
     forward    x' = S_in^T x          y'[i, p] = sum_jt nodes[i, j, t] x'[j, p + t] + bias[i]       y = S_out y'
     dx         dy' = S_out^T dy       g'[j, p] = sum_it nodes[i, j, t] dy'[i, p - t]                dx = S_in g'
-    d_nodes[i, j, t] = sum_p dy'[i, p] x'[j, p + t]     d_bias[i] = sum_p dy'[i, p]     (Neural Integral Lemma)
 
 x [B, L, H, W], nodes [M_out, M_in, R, S], y [B, K, P, Q]; S is the banded matrix of an axis's taps, quadrature in S_in.
 Forward pass and dx are one implicit GEMM over nodes (`gemm_tile`), read straight or transposed. Its rows are pixels,
@@ -14,10 +13,10 @@ its columns c = (j, t):
                                                           tensor core -> y' [NODES, ROWS] --gather T--> y [points, ROWS]
     nodes [NODES, DEPTH] --cast in registers-------------/
 
-One launch each for y, dx, and d_nodes with d_bias. Memory sees x, nodes, y and their gradients; never W_q, an unfolded
-x, or x', y', dy', g'. The price: x' of a pixel is gathered again for each of the R S offsets that see it, so this wins
-only where weights outweigh activations (a batch of one, few pixels, many channels). Tensors are read in contiguous
-layout; channels_last ones are copied to it first.
+One launch each for y and dx, and one for d_nodes with d_bias (`conv_node_gradient`). Memory sees x, nodes, y and their
+gradients; never W_q, an unfolded x, or x', y', dy', g'. The price: x' of a pixel is gathered again for each of the R S
+offsets that see it, so this wins only where weights outweigh activations (a batch of one, few pixels, many channels).
+Tensors are read in contiguous layout; channels_last ones are copied to it first.
 """
 
 from __future__ import annotations
@@ -31,20 +30,15 @@ from torch import Tensor
 
 from inn_kernels.gpu.axis_table import AxisTable, cached_table, pad_points
 from inn_kernels.gpu.gemm_configs import ANY, Flags, select
-from inn_kernels.gpu.gemm_tile import NODES, assign, crowd, finish, gather, gather_rest, multiply, padded, tile_count
+from inn_kernels.gpu.gemm_tile import NODES, assign, finish, multiply, padded, tile_count
 from inn_kernels.gpu.launch import Config, Launch, cdiv, empty, guard
 from inn_kernels.gpu.specs import gemm_specs
-from inn_kernels.gpu.split_sum import Work, split_count, workspace
+from inn_kernels.gpu.split_sum import Work, shared, split_count, workspace
 
 
 def _config(pixels: int, depth: int, stages: int, warps: int = 4, **instead: dict) -> Config:
     """ROWS a tile, which are pixels, DEPTH columns a step, pipeline stages."""
     return Config(f"pixels{pixels}", {"ROWS": pixels, "DEPTH": depth}, warps, stages, instead=instead)
-
-
-def _square(side: int, depth: int, warps: int) -> Config:
-    """SIDE by SIDE cells of d_nodes, ROW_DEPTH pixels a step."""
-    return Config(f"nodes{side}", {"SIDE": side, "ROW_DEPTH": depth}, warps)
 
 
 # (most pixels, configuration) by kind of multiplication; `select` takes the first that fits. As in `linear`, but the
@@ -55,18 +49,9 @@ FORWARD = {
     "tf32": ((ANY, _config(32, 32, 3, 8, gfx942={"DEPTH": 16})),),
     "ieee": ((ANY, _config(16, 16, 2)),),
 }
-# 16 pixels a step fill a memory sector. Sixteen warps share the gathers of both operands of a square of 64: on eight
-# their addresses take 170 registers a thread, and a multiprocessor holds one such program.
-NODE_GRADIENT = {
-    "half": ((ANY, _square(64, 16, 16)),),
-    "tf32": ((ANY, _square(32, 32, 8)),),
-    "ieee": ((ANY, _square(32, 16, 8)),),
-}
-
-
 SIZES = (
     "B", "K", "L", "M_left", "M_sum", "n_split", "H", "W", "P", "Q", "S", "n_offset",
-    "scale_h", "scale_w", "from_h", "from_w", "step_h", "step_w", "divide_h", "divide_w", "need_nodes", "need_bias",
+    "scale_h", "scale_w", "from_h", "from_w", "step_h", "step_w", "divide_h", "divide_w",
 )  # fmt: skip
 
 
@@ -165,64 +150,6 @@ def conv_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=SIZES)
-def conv_node_gradient_kernel(
-    p_d_nodes, p_d_bias,  # [M_left, M_sum, n_offset], [M_left]
-    p_dy, p_x,  # [B, K, P, Q], [B, L, H, W]
-    p_out_skew, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient,
-    p_in_skew, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient,
-    B, K, L, M_left, M_sum, H, W, P, Q, S, n_offset,
-    scale_h, scale_w, from_h, from_w, step_h, step_w, need_nodes, need_bias,
-    ALIGNED: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, NT_OUT: tl.constexpr, NT_IN: tl.constexpr,
-    SIDE: tl.constexpr, ROW_DEPTH: tl.constexpr,
-):  # fmt: skip
-    """d_nodes[i, c] = sum_p dy'[i, p] x'[c, under p], SIDE nodes by SIDE columns; the first tiles also sum d_bias."""
-    n_column = M_sum * n_offset
-    n_across = tl.cdiv(n_column, SIDE) if need_nodes else 1
-    b_i = tl.program_id(0) // n_across * SIDE + tl.arange(0, SIDE)  # [SIDE]
-    c0 = tl.program_id(0) % n_across * SIDE
-    b_c = c0 + tl.arange(0, SIDE)  # [SIDE]
-    b_j = b_c // n_offset
-    b_step_h = b_c % n_offset // S * step_h
-    b_step_w = b_c % n_offset % S * step_w
-    n_pixel = B.to(tl.int64) * P * Q
-    out_channel, in_channel = P * Q, H * W
-    out_table = (p_out_skew, p_out_weight, p_out_lo, p_out_hi, p_out_coefficient, padded(M_left))
-    in_table = (p_in_skew, p_in_weight, p_in_lo, p_in_hi, p_in_coefficient, padded(M_sum))
-    n_more_out = crowd(out_table, b_i, NT_OUT)
-    n_more_in = crowd(in_table, b_j, NT_IN)
-
-    b_acc = tl.zeros([SIDE, SIDE], tl.float32)
-    b_bias = tl.zeros([SIDE, ROW_DEPTH], tl.float32)
-    i_image, i_local = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)  # of a step's first pixel
-    for i_step in tl.range(0, tl.cdiv(n_pixel, ROW_DEPTH).to(tl.int32), disable_licm=True):  # or tables fill registers
-        n_left = tl.minimum(n_pixel - i_step * tl.full([], ROW_DEPTH, tl.int64), ROW_DEPTH).to(tl.int32)
-        b_image, b_p, b_q = pixels(i_image, i_local, n_left, P, Q, ROW_DEPTH)  # [ROW_DEPTH]
-        i_local += ROW_DEPTH
-        i_image += i_local // (P * Q)
-        i_local %= P * Q
-        b_valid = (tl.arange(0, ROW_DEPTH) < n_left)[None, :] & (b_i >= 0)[:, None]  # [SIDE, ROW_DEPTH]
-        p_dy_pixel = p_dy + (b_image * K * P * Q + b_p * Q + b_q)[None, :]  # [1, ROW_DEPTH]
-        b_dy = gather(p_dy_pixel, b_valid, out_table, b_i, out_channel, False, NT_OUT)
-        b_dy = gather_rest(b_dy, p_dy_pixel, b_valid, out_table, b_i, out_channel, n_more_out, False, NT_OUT)
-        b_bias += b_dy
-        b_dy = b_dy.to(p_dy.dtype.element_ty).to(COMPUTE)
-        b_at_h, b_inside_h = under(b_p * scale_h + from_h, b_step_h, H, 1, False)  # [SIDE, ROW_DEPTH]
-        b_at_w, b_inside_w = under(b_q * scale_w + from_w, b_step_w, W, 1, False)
-        b_inside = b_inside_h & b_inside_w
-        p_pixel = p_x + (b_image * L * H * W)[None, :] + (b_at_h * W + b_at_w)
-        b_x = gather(p_pixel, b_inside, in_table, b_j, in_channel, False, NT_IN)
-        b_x = gather_rest(b_x, p_pixel, b_inside, in_table, b_j, in_channel, n_more_in, False, NT_IN)
-        b_x = b_x.to(p_x.dtype.element_ty).to(COMPUTE)
-        b_acc = tl.dot(b_dy, tl.trans(b_x), b_acc, input_precision=PRECISION)
-
-    if need_nodes:
-        p_out = p_d_nodes + b_i.to(tl.int64)[:, None] * n_column + b_c[None, :]  # [SIDE, SIDE]
-        tl.store(p_out, b_acc.to(p_d_nodes.dtype.element_ty), mask=(b_i < M_left)[:, None] & (b_c < n_column)[None, :])
-    if need_bias & (c0 == 0):
-        tl.store(p_d_bias + b_i, tl.sum(b_bias, 1).to(p_d_bias.dtype.element_ty), mask=b_i < M_left)
-
-
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
@@ -280,7 +207,7 @@ def _launch_of(
     numbers = (*y[:2], x[1], left, summed, splits, *x[2:], *y[2:], nodes[3], offsets, *scale, *offset, *step, *divide)
     options = {"TRANSPOSED": transposed, "STRIDED": divide != (1, 1), "TAPS": taps, "NT": contributors}
     launch = Launch(conv_kernel, (tiles * splits,), numbers, {**options, **flags._asdict(), **config.options})
-    return Work(launch, splits, tiles, NODES.value * block)
+    return Work(launch, *shared(tiles, splits, NODES.value * block))
 
 
 def _launch(
@@ -297,60 +224,12 @@ def _launch(
         *map(tuple, (scale, offset, step, divide)),
     )  # fmt: skip
     with guard(x):
-        space = workspace(x.device, work.splits, work.tiles, work.tile_numel)
+        space = workspace(x.device, work.partial, work.tickets)
         bias = None if bias is None else bias.contiguous()
         work.launch(y, x, nodes, bias, *out_table.points, *in_table.nodes, *space)
-
-
-@functools.lru_cache(4096)
-def _node_gradient_launch(
-    config: Config, flags: Flags, device: torch.device, out_contributors: int, in_contributors: int,
-    dy: Shape, x: Shape, nodes: Shape, stride: Shape, padding: Shape, dilation: Shape,
-    need_nodes: bool, need_bias: bool,
-) -> Launch:  # fmt: skip
-    (out_nodes, in_nodes), offsets, side = nodes[:2], nodes[2] * nodes[3], config.constants["SIDE"]
-    across = cdiv(in_nodes * offsets, side) if need_nodes else 1
-    numbers = (
-        *dy[:2], x[1], out_nodes, in_nodes, *x[2:], *dy[2:], nodes[3], offsets,
-        *stride, -padding[0], -padding[1], *dilation, int(need_nodes), int(need_bias),
-    )  # fmt: skip
-    options = {"NT_OUT": out_contributors, "NT_IN": in_contributors, **flags._asdict(), **config.options}
-    return Launch(conv_node_gradient_kernel, (cdiv(out_nodes, side) * across,), numbers, options)
-
-
-def conv_node_gradient(
-    dy: Tensor,  # [B, K, P, Q]
-    x: Tensor,  # [B, L, H, W]
-    nodes: Tensor,  # [M_out, M_in, R, S]
-    out_start: Tensor,
-    out_weight: Tensor,
-    in_start: Tensor,
-    in_weight: Tensor,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    need_nodes: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor]:  # d_nodes [M_out, M_in, R, S], d_bias [M_out]; empty where not needed
-    """d_nodes = S_out^T (sum_p dy x) S_in and d_bias = S_out^T sum_p dy in one launch."""
-    out_nodes, in_nodes = nodes.shape[:2]
-    d_nodes = empty(nodes.shape if need_nodes else (0,), nodes.dtype, x.device)
-    d_bias = empty((out_nodes if need_bias else 0,), nodes.dtype, x.device)
-    if not (need_nodes or need_bias):
-        return d_nodes, d_bias
-    out_table, in_table = cached_table(out_start, out_weight, out_nodes), cached_table(in_start, in_weight, in_nodes)
-    dy, x = pad_points(dy, out_table), pad_points(x, in_table)
-    launch = _node_gradient_launch(
-        *select(NODE_GRADIENT, x, nodes, 1), x.device, out_table.contributors, in_table.contributors,
-        dy.shape, x.shape, nodes.shape, *map(tuple, (stride, padding, dilation)), need_nodes, need_bias,
-    )  # fmt: skip
-    with guard(x):
-        launch(d_nodes, d_bias, dy, x, *out_table.nodes[:5], *in_table.nodes[:5])
-    return d_nodes, d_bias
 
 
 KERNELS = [
     *gemm_specs(conv_kernel, FORWARD, ("NT",), SIZES, TRANSPOSED=False, STRIDED=False),
     *gemm_specs(conv_kernel, FORWARD, ("NT",), SIZES, "-dx", p_bias=None, TRANSPOSED=True, STRIDED=True),
-    *gemm_specs(conv_node_gradient_kernel, NODE_GRADIENT, ("NT_OUT", "NT_IN"), SIZES),
 ]

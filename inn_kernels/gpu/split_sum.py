@@ -54,13 +54,19 @@ def split_count(tiles: int, steps: int, programs: int, device: torch.device) -> 
     return cdiv(steps, cdiv(steps, wanted)) if wanted > 1 else 1
 
 
+@triton.jit
+def share_of(i_share, n_share, n_step, STEP: tl.constexpr):
+    """Where the share of a program in n_step steps of STEP begins and ends."""
+    each = tl.cdiv(n_step, n_share) * STEP
+    return i_share * each, tl.minimum(i_share * each + each, n_step * STEP)
+
+
 class Work(NamedTuple):
-    """A launch, and the tiles that its programs share."""
+    """A launch, and what its programs share: float32 partial sums and tickets."""
 
     launch: Launch
-    splits: int
-    tiles: int
-    tile_numel: int
+    partial: int
+    tickets: int
 
 
 class Workspace(NamedTuple):
@@ -73,13 +79,12 @@ class Workspace(NamedTuple):
 _workspaces: dict[tuple, Workspace] = {}
 
 
-def workspace(device: torch.device, splits: int, tiles: int, tile_numel: int) -> Workspace:
-    """Tickets for `tiles` tiles and partial sums of their `splits`, one workspace a stream: its launches take turns.
+def workspace(device: torch.device, partial: int, tickets: int) -> Workspace:
+    """So many partial sums and tickets or more, one workspace a stream: its launches take turns.
 
     A CUDA graph gets its own, zeroed in the graph: its replays may run beside the stream that captured it.
     """
     stream, capturing = stream_of(device)
-    partial, tickets = (splits * tiles * tile_numel, tiles) if splits > 1 else (0, 0)
     found = None if capturing else _workspaces.get((device, stream))
     if found is None or found.ticket.numel() < tickets or found.partial.numel() < partial:
         if not capturing:  # room to spare, so that it seldom grows
@@ -89,3 +94,8 @@ def workspace(device: torch.device, splits: int, tiles: int, tile_numel: int) ->
         if not capturing:
             _workspaces[device, stream] = found
     return found
+
+
+def shared(tiles: int, splits: int, tile_numel: int) -> tuple[int, int]:
+    """Partial sums and tickets of tiles that so many programs share."""
+    return (tiles * splits * tile_numel, tiles) if splits > 1 else (0, 0)

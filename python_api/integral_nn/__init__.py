@@ -8,8 +8,8 @@ from inn_kernels.quadrature import (
     uniform_partition,
 )
 from integral_nn.coupling.axis_set import AxisSet
-from integral_nn.coupling.search import find_axes
-from integral_nn.coupling.symbolic import ConversionError
+from integral_nn.coupling.calls import ConversionError
+from integral_nn.coupling.find import find_axes
 from integral_nn.functional.conv import integral_conv1d, integral_conv2d, integral_conv3d
 from integral_nn.functional.discretize import discretize
 from integral_nn.functional.integrate import integrate, quadrature_weights
@@ -26,6 +26,10 @@ from integral_nn.networks.norms import recalibrate
 from integral_nn.networks.snapshots import Snapshots
 from integral_nn.networks.tune import compressed_sizes, curvature_partition, tune_partitions
 from integral_nn.networks.warmup import warmup
+from integral_nn.training.agreement import check_sizes
+from integral_nn.training.checkpoints import check_checkpoint
+from integral_nn.training.groups import parameter_groups
+from integral_nn.training.points import replicate_points
 
 __all__ = [
     "Axis",
@@ -40,6 +44,8 @@ __all__ = [
     "Report",
     "Snapshots",
     "capacity",
+    "check_checkpoint",
+    "check_sizes",
     "compressed_sizes",
     "convert",
     "count",
@@ -54,9 +60,11 @@ __all__ = [
     "integrate",
     "midpoint_partition",
     "nodes_from",
+    "parameter_groups",
     "partition_from_deltas",
     "quadrature_weights",
     "recalibrate",
+    "replicate_points",
     "spectrum",
     "tune_partitions",
     "uniform_partition",

@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 
 from inn_kernels.gpu import (
     conv,
+    conv_node_gradient,
     discretize,
     discretize_adjoint,
     discretize_tap_gradient,
@@ -25,6 +26,7 @@ from inn_kernels.gpu import (
     foreach_table,
     interpolate,
     linear,
+    linear_backward,
     sampler_tile,
     split_sum,
 )
@@ -94,13 +96,13 @@ def one_fused_width(rows: int) -> None:
     x, dy = (torch.empty(rows, size, device="meta", dtype=torch.bfloat16) for size in (n, k))
     nodes = torch.empty(m_out, m_in, device="meta")
     linear.linear(x, nodes, nodes[:, 0], *along)
-    linear.linear_backward(dy, x, nodes, *along, True, True, True)
+    linear_backward.linear_backward(dy, x, nodes, *along, True, True, True)
     size = (1, rows)
     x, dy = (torch.empty(1, channels, *size, device="meta", dtype=torch.bfloat16) for channels in (n, k))
     nodes, window = nodes[:, :, None, None], ((1, 1), (0, 0), (1, 1))
     conv.conv(x, nodes, nodes[:, 0, 0, 0], *along, *window)
     conv.conv_input_gradient(dy, nodes, *along, size, *window)
-    conv.conv_node_gradient(dy, x, nodes, *along, *window, True, True)
+    conv_node_gradient.conv_node_gradient(dy, x, nodes, *along, *window, True, True)
 
 
 def counted() -> dict[str, int]:
@@ -114,7 +116,16 @@ def main() -> None:
     random.seed(0)
     triton.runtime.driver.set_active(Driver())
     triton.knobs.runtime.jit_cache_hook = stop
-    for module in (discretize, discretize_adjoint, discretize_tap_gradient, foreach_table, linear, conv):
+    for module in (
+        discretize,
+        discretize_adjoint,
+        discretize_tap_gradient,
+        foreach_table,
+        linear,
+        linear_backward,
+        conv,
+        conv_node_gradient,
+    ):
         module.guard = lambda _: contextlib.nullcontext()
     sampler_tile.processors = foreach_table.processors = split_sum.processors = lambda _: 132
     for i in range(WIDTHS):

@@ -26,7 +26,8 @@ from fused_cases import (
     windows,
 )
 from inn_kernels.gpu import gemm_configs
-from inn_kernels.gpu.conv import Pair, conv, conv_input_gradient, conv_node_gradient
+from inn_kernels.gpu.conv import Pair, conv, conv_input_gradient
+from inn_kernels.gpu.conv_node_gradient import conv_node_gradient
 from sampler_cases import DEVICE, FLOOR
 
 

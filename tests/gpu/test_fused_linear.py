@@ -26,8 +26,9 @@ from fused_cases import (
     windows,
 )
 from inn_kernels.gpu import axis_table, gemm_configs, split_sum
-from inn_kernels.gpu.launch import INTERPRETED
-from inn_kernels.gpu.linear import linear, linear_backward
+from inn_kernels.gpu.launch import INTERPRETED, cdiv
+from inn_kernels.gpu.linear import linear
+from inn_kernels.gpu.linear_backward import linear_backward
 from inn_kernels.taps import taps_for
 from sampler_cases import DEVICE, FLOOR
 
@@ -41,6 +42,7 @@ CASES = {
     "fewer points than nodes": (2, 3, 2, 131, 67, False),
     "shared tiles": (3, 40, 64, 48, 320, False),
     "shared tiles of dx": (3, 64, 24, 272, 24, False),
+    "shared rows of d_nodes": (101, 24, 30, 28, 36, False),
     "clustered": (4, 59, 83, 61, 64, True),
 }
 # name: B, K, L, M_out, M_in, T_out, T_in, kind
@@ -160,8 +162,10 @@ def test_programs_share_a_tile() -> None:
     """A case above does take the path where several programs add up one tile, and its tickets return to zero."""
     layer, _ = make("shared tiles")
     linear(layer.x, layer.nodes, layer.bias, *layer.taps)
+    fused(*make("shared rows of d_nodes"))
     if INTERPRETED:
         assert split_sum.split_count(1, 320 // 16, 2, layer.x.device) > 1
+        assert split_sum.split_count(1, cdiv(101, 16), 2, layer.x.device) == 3
     assert all(not space.ticket.any() for space in split_sum._workspaces.values())
 
 

@@ -398,3 +398,12 @@ def test_algorithm_1_serves_all_widths(digits):
     assert accuracy(model, tx, ty) > max(before, 90)
     model.resize(1.0)
     assert accuracy(model, tx, ty) > 94
+
+
+def test_little_time_still_finds_a_smooth_order():
+    """Distances of a few random sums of features, where there is no time for all."""
+    hidden = torch.randperm(96, generator=torch.Generator().manual_seed(0))
+    rows = (torch.linspace(0, 3, 96)[:, None] + torch.rand(20000, generator=torch.Generator().manual_seed(1)) * 6).sin()
+    found = reorder(rows[hidden], time_limit=0.01)
+    assert found.after < 0.1 * found.before
+    assert found.after == pytest.approx(total_variation(rows), rel=0.3)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 from integral_nn.coupling.proof import OutputTie
 from integral_nn.functional import checks
 from integral_nn.layers.channels import Tie
+from integral_nn.layers.numbers import Number
+
+_LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -32,17 +36,44 @@ class AxisSpec:
 
 @dataclass(frozen=True)
 class AxisSet:
-    """Everything continuous about a network, and everything that is not."""
+    """Everything continuous about a network, and everything that is not. Printed, a table of the axes.
+
+    Attributes:
+        specs: the axes by name.
+        ties: the dimensions that run along them.
+        outputs: the outputs whose sizes they are.
+        discrete: all other dimensions, and why.
+        numbers: attributes of modules that count channels.
+        unused: parameters that nothing was seen to use, in eval mode or in training; their sizes stay.
+        parameters: the number of elements of every parameter.
+    """
 
     specs: dict[str, AxisSpec]
     ties: list[Tie]
     outputs: list[OutputTie]
     discrete: list[Discrete]
+    numbers: list[Number] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    parameters: dict[str, int] = field(default_factory=dict)
 
     def ties_of(self, name: str) -> list[Tie]:
         """The dimensions that run along axis `name`."""
         checks.check_axis_name(name, self.specs, "name")
         return [tie for tie in self.ties if name in tie.axes]
+
+    def __str__(self) -> str:
+        """A row an axis: its name, size, the dimensions it ties and the parameters in the tensors that have them."""
+        rows = [("axis", "size", "ties", "parameters")]
+        for name, spec in self.specs.items():
+            ties = self.ties_of(name)
+            count = sum(self.parameters.get(tensor, 0) for tensor in {tie.tensor for tie in ties})
+            listed = ", ".join(f"{tie.tensor}[{tie.dim}]" for tie in ties[:_LISTED])
+            more = f" and {len(ties) - _LISTED} more" if len(ties) > _LISTED else ""
+            step = f" ({spec.multiple_of} x {spec.nodes // spec.multiple_of})" if spec.multiple_of > 1 else ""
+            rows.append((name, f"{spec.nodes}{step}", listed + more, f"{count:,}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0])) for row in rows]
+        return "\n".join([line.rstrip() for line in lines] + self._remarks())
 
     def summary(self) -> str:
         """A table of the axes and what they tie, then the discrete dimensions and why."""
@@ -52,14 +83,52 @@ class AxisSet:
             for tie in self.ties_of(spec.name):
                 how = "summed over" if tie.integrated else "sampled"
                 lines.append(f"      {tie.tensor}[{tie.dim}]  {tie.layout.describe()}, {how}")
+            for number in self.numbers:
+                if spec.name in number.layout.axes:
+                    module, attribute, index = number.place
+                    what = f"{module}.{attribute}".lstrip(".") + (f"[{index}]" if index >= 0 else "")
+                    lines.append(f"      {what} = {number.layout.size}  a number")
         grouped: dict[tuple[str, str], list[Discrete]] = {}
         for d in self.discrete:
             grouped.setdefault((d.tensor.rpartition(".")[0], d.reason), []).append(d)
         lines.append(f"{len(self.discrete)} discrete dimensions")
         for (_, reason), group in grouped.items():
-            named = ", ".join(f"{d.tensor}[{d.dim}]={d.size}" for d in group)
-            lines.append(f"  {named}: {reason}")
+            lines.append(f"  {_named(group)}: {reason}")
+        return "\n".join(lines + self._remarks())
+
+    def reasons(self, most: int = 18) -> str:
+        """Why dimensions are discrete, in `most` lines: those for one reason together, numbers of layers left open."""
+        grouped: dict[str, list[Discrete]] = {}
+        for d in self.discrete:
+            grouped.setdefault(_any_number(d.reason), []).append(d)
+        by_count = sorted(grouped.items(), key=lambda item: -len(item[1]))
+        lines = []
+        for reason, group in by_count[:most]:
+            if len(group) <= _LISTED:
+                lines.append(f"{_named(group)}: {group[0].reason}")
+                continue
+            reason = group[0].reason if len({d.reason for d in group}) == 1 else reason
+            places = list(dict.fromkeys(_any_number(d.tensor.rpartition(".")[0]) or "the network" for d in group))
+            more = ", .." if len(places) > _LISTED else ""
+            lines.append(f"{len(group)} sizes in {', '.join(places[:_LISTED])}{more}: {reason}")
+        if len(by_count) > most:
+            lines.append(f"and {sum(len(group) for _, group in by_count[most:])} sizes for other reasons")
         return "\n".join(lines)
+
+    def _remarks(self) -> list[str]:
+        if not self.unused:
+            return []
+        names = ", ".join(self.unused[:_LISTED]) + (" .." if len(self.unused) > _LISTED else "")
+        return [f"{len(self.unused)} parameters were not seen in use, so their sizes stay what they are: {names}"]
+
+
+def _named(group: list[Discrete]) -> str:
+    return ", ".join(f"{d.tensor}[{d.dim}]={d.size}" for d in group)
+
+
+def _any_number(text: str) -> str:
+    """Numbers between dots, as of layers in a list, left open."""
+    return re.sub(r"(?<![\w\[])\d+(?=\.|'|$)", "*", text)
 
 
 def _multiple(spec: AxisSpec) -> str:

@@ -1,24 +1,27 @@
-"""Equations between sizes, solved: every dimension of a network's tensors as an expression of a few symbols.
+"""What a trace leaves, solved: every dimension of a network's tensors as an expression of a few symbols.
 
-    a = b    d = a    e = 2 a    s // 4 = ..        linear ones give up a symbol each; a division s // k makes s = k u
+    s // 4 = ..        a division makes s = 4 u, with u the new symbol
 
 What is not linear stays as it is, and the proof decides.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
 import torch
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._sympy.functions import FloorDiv, Mod
+from torch.utils._sympy.functions import FloorDiv
+
+from integral_nn.coupling.size_env import SizeEnv, divisions, expression
+from integral_nn.layers.numbers import NumberPlace
 
 Place = tuple[str, int]
 """A dimension of a parameter or buffer: its name and the dimension's index."""
+
+_DEEPEST_DIVISION = 16
 
 
 @dataclass
@@ -39,126 +42,97 @@ class SymbolicSizes:
     """Outputs of symbolic size: index, dimension, size."""
     pinned: dict[Place, str]
     """Why a dimension is a number."""
+    numbers: dict[NumberPlace, sympy.Expr]
+    """Attributes of modules that are sizes."""
+    unused: list[str] = field(default_factory=list)
+    """Tensors that no operation took, in eval mode or in training."""
+    trains: bool = False
+    """Whether the sizes hold of a run in training mode, too, which takes more tensors than one in eval mode."""
 
 
 def solve(
-    env: ShapeEnv,
+    env: SizeEnv,
     shapes: dict[Place, Any],
-    hints: dict[sympy.Symbol, int],
     outputs: list[tuple[int, int, Any]],
     orders: list[tuple[Any, tuple[Any, ...]]],
-    fixed: dict[sympy.Symbol, str],
+    numbers: Mapping[NumberPlace, torch.SymInt],
 ) -> SymbolicSizes:
-    """Use up the equations, and take divisions out: s // k in a size makes s = k u, with u the new symbol.
+    """Take divisions out: s // k in a size makes s = k u, with u the new symbol.
 
     Args:
-        env: holds the equations that operations demanded.
+        env: has used the equations that operations demanded.
         shapes: size of each dimension, as it was before them.
-        hints: what each symbol is at full size; symbols that divisions make are added.
         outputs: index, dimension and size of outputs of symbolic size.
         orders: sums and their parts, in the order in which they were put together.
-        fixed: symbols that became numbers, and what fixed them.
+        numbers: attributes of modules, as symbols.
     """
-    guards = [env.replace(guard.expr) for guard in env.guards]
-    equations = [g.lhs - g.rhs for g in guards if isinstance(g, sympy.Eq)]
-    places = {place: _expr(env, size) for place, size in shapes.items()}
-    solution = _eliminate(equations)
-    first = {place: _subs(expr, solution) for place, expr in places.items()}
-    division: dict[sympy.Symbol, sympy.Expr] = {}
-    current = first
-    for _ in range(16):
-        found = next(_divisions(current.values()), None)
-        if found is None:
+    env.retry()
+    _settle_numbers(env, list(shapes.values()), numbers)
+    first = {place: expression(env, size) for place, size in shapes.items()}
+    for _ in range(_DEEPEST_DIVISION):
+        if not _take_divisions_out(env, {env.replace(expr) for expr in first.values()}):
             break
-        symbol, k = found
-        if k == 0 or hints[symbol] % k:
-            break
-        part = sympy.Symbol(f"{symbol}_{k}", positive=True, integer=True)
-        hints[part] = hints[symbol] // k
-        division = {s: e.subs(symbol, k * part) for s, e in division.items()} | {symbol: k * part}
-        solution = _eliminate([_subs(e, division) for e in equations])
-        current = {place: _subs(_subs(expr, division), solution) for place, expr in places.items()}
-
-    def final(size: Any) -> sympy.Expr:
-        return _subs(_subs(_expr(env, size), division), solution)
-
+    places = {place: env.replace(expr) for place, expr in first.items()}
     known_orders: dict[sympy.Expr, list[tuple[sympy.Expr, ...]]] = {}
     for total, parts in orders:
-        order = tuple(e for e in map(final, parts) if e != 0)
-        known = known_orders.setdefault(final(total), [])
-        if order not in known and len(order) > 1:
-            known.append(order)
-    divisible = [(_subs(_subs(e, division), solution), k) for e, k in _multiples(guards, env)]
-    pinned = {}
-    for place, size in shapes.items():
-        if isinstance(size, torch.SymInt) and current[place].is_number:
-            pinned[place] = fixed.get(size.node._expr, "an equation between sizes")
+        order = tuple(e for e in (expression(env, part) for part in parts) if e != 0)
+        if len(order) > 1:
+            known = known_orders.setdefault(expression(env, total), [])
+            if order not in known:
+                known.append(order)
+    divisible = [(env.replace(e), k) for e, k in env.multiples]
+    pinned = {
+        place: env.why(size.node._expr) or "an equation between sizes"
+        for place, size in shapes.items()
+        if isinstance(size, torch.SymInt) and places[place].is_number
+    }
     return SymbolicSizes(
-        places=current,
-        hints=hints,
+        places=places,
+        hints=env.hints,
         raw={place: str(expr) for place, expr in first.items()},
         orders=known_orders,
-        divisible=[(e, k) for e, k in divisible if not e.is_number],
-        outputs=[(i, d, e) for i, d, size in outputs if not (e := final(size)).is_number],
+        divisible=[(e, k) for e, k in dict.fromkeys(divisible) if not e.is_number],
+        outputs=[(i, d, e) for i, d, size in outputs if not (e := expression(env, size)).is_number],
         pinned=pinned,
+        numbers={place: e for place, n in numbers.items() if not (e := expression(env, n)).is_number},
     )
 
 
-def _expr(env: ShapeEnv, size: Any) -> sympy.Expr:
-    return env.replace(size.node.expr) if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
+def _settle_numbers(env: SizeEnv, sizes: list[Any], numbers: Mapping[NumberPlace, torch.SymInt]) -> None:
+    """Make those attributes numbers again that multiply other sizes, or are no size of a tensor's.
+
+    x // heads makes  x = (size of a head) * heads,  (x + part - 1) // part  a split in equal parts.
+    """
+    own = {n.node._expr for n in numbers.values()}
+    env.cause = lambda value: "a number in a module"
+    for _ in range(_DEEPEST_DIVISION):
+        exprs = [*(expression(env, size) for size in sizes), *env.unsolved]
+        shares = {d for expr in exprs for d in expr.atoms(FloorDiv) if d.args[1].is_Symbol}
+        for share in sorted(shares, key=str):
+            base, k = share.args
+            rest = base - env.at_full_size(share) * k
+            env.equate(rest - (k - 1) if env.at_full_size(rest - (k - 1)) == 0 else rest)
+        env.retry()
+        if not shares:
+            break
+    terms = {term for size in sizes for term in sympy.expand(expression(env, size)).as_coefficients_dict()}
+    alone = {term for term in terms if term.is_Symbol}
+    for symbol in sorted(own - env.solution.keys() - alone, key=str):
+        env.put(symbol, sympy.Integer(env.hints[symbol]))
+    env.retry()
 
 
-def _subs(expr: sympy.Expr, table: dict[sympy.Symbol, sympy.Expr]) -> sympy.Expr:
-    return sympy.expand(expr.subs(table)) if table and expr.free_symbols & table.keys() else expr
-
-
-def _divisions(exprs: Iterable[sympy.Expr]) -> Iterator[tuple[sympy.Symbol, int]]:
-    """Symbols inside s // k, ((s + c) // k), and k."""
-    for expr in exprs:
-        for division in expr.atoms(FloorDiv):
-            base, k = division.args
-            for symbol in sorted(base.free_symbols, key=str):
-                coefficient = sympy.expand(base).coeff(symbol)
-                if k.is_number and coefficient.is_number and coefficient != 0:
-                    yield symbol, int(k) // math.gcd(int(k), int(coefficient))
-
-
-def _multiples(guards: list[sympy.Basic], env: ShapeEnv) -> Iterator[tuple[sympy.Expr, int]]:
-    facts = [g.lhs for g in guards if isinstance(g, sympy.Eq) and g.rhs == 0]
-    for fact in [*facts, *(env.replace(e) for e in env.divisible)]:
-        if isinstance(fact, Mod) and fact.args[1].is_number:
-            yield fact.args[0], int(fact.args[1])
-
-
-def _eliminate(equations: list[sympy.Expr]) -> dict[sympy.Symbol, sympy.Expr]:
-    """Solve linear equations one by one for a symbol each: symbol -> expression. Others are left to the proof."""
-    solution: dict[sympy.Symbol, sympy.Expr] = {}
-    for equation in equations:
-        equation = _subs(equation, solution)
-        if equation.is_number:
-            continue
-        solved = _linear_solution(equation)
-        if solved is not None:
-            symbol, value = solved
-            solution = {s: _subs(e, {symbol: value}) for s, e in solution.items()} | {symbol: value}
-    return solution
-
-
-def _linear_solution(equation: sympy.Expr) -> tuple[sympy.Symbol, sympy.Expr] | None:
-    """(symbol, value) with  coefficient * symbol + rest = 0, a value with whole coefficients, best all positive."""
-    equation = sympy.expand(equation)
-    inside = set().union(*(f.free_symbols for f in equation.atoms(FloorDiv, Mod))) if equation.args else set()
-    best = None
-    for symbol in sorted(equation.free_symbols - inside, key=str):
-        coefficient = equation.coeff(symbol)
-        rest = sympy.expand(equation - coefficient * symbol)
-        if not coefficient.is_Integer or symbol in rest.free_symbols:
-            continue
-        value = sympy.expand(-rest / coefficient)
-        terms = [c for _, c in value.as_coefficients_dict().items()]
-        if not all(c.is_Integer for c in terms):
-            continue
-        if all(c >= 0 for c in terms):
-            return symbol, value
-        best = best or (symbol, value)
-    return best
+def _take_divisions_out(env: SizeEnv, exprs: set[sympy.Expr]) -> bool:
+    """Whether there was one that comes out."""
+    found = False
+    for expr in sorted(exprs, key=str):
+        for symbol, k in divisions(expr).items():
+            if symbol in env.solution or k < 2 or env.hints[symbol] % k:
+                continue
+            part = sympy.Symbol(f"{symbol}_{k}", positive=True, integer=True)
+            env.hints[part] = env.hints[symbol] // k
+            env.put(symbol, k * part)
+            found = True
+    if found:
+        env.retry()
+    return found

@@ -11,44 +11,52 @@ depend on the channels at all, without which the other two would prove nothing.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from integral_nn.coupling.symbolic import ConversionError, call, cast
+from integral_nn.coupling.calls import ConversionError, Inputs, call, cast, training
+from integral_nn.coupling.precision import double_throughout
 from integral_nn.layers.channels import Layout, Tie
 from integral_nn.layers.module_sizes import shapes_of, update_sizes
+from integral_nn.layers.numbers import Number, put_numbers
 
 OutputTie = tuple[int, int, Layout]
 """An output's index, its dimension, and the axes along it."""
 
 
 class fast_paths_off:
-    """Attention's fused inference path hides the shapes of its weights: off while tracing and proving."""
+    """Fused kernels of attention and recurrence hide the shapes of their weights: off while tracing and proving."""
 
     def __enter__(self) -> None:
         self.was = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
+        self.fused = torch.backends.mkldnn.flags(enabled=False)
+        self.fused.__enter__()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         torch.backends.mha.set_fastpath_enabled(self.was)
+        self.fused.__exit__(*error)
 
 
 class Probe:
     """A copy of a network with random weights in float64 (float32 where it cannot run in float64).
 
+    With `trains`, what it does in training mode is looked at as well.
+
     Raises:
         ConversionError: the network's outputs are not finite, or differ between two runs on the same inputs.
     """
 
-    def __init__(self, net: nn.Module, inputs: tuple, seed: int = 0) -> None:
+    def __init__(self, net: nn.Module, inputs: Inputs, seed: int = 0, trains: bool = False) -> None:
+        self.trains = trains
         generator = torch.Generator().manual_seed(seed)
         self.generator = generator
-        flat, spec = torch.utils._pytree.tree_flatten(inputs)
-        noise = [_noise_like(x, generator) if _is_real(x) else x for x in flat]
-        randomized = torch.utils._pytree.tree_unflatten(noise, spec)
+        randomized = inputs.replaced([_noise_like(x, generator) if _is_real(x) else x for x in inputs.leaves()])
         failures = []
         for dtype in (torch.float64, torch.float32):
             copied = copy.deepcopy(net).eval().to(dtype)
@@ -64,8 +72,8 @@ class Probe:
                     continue
                 if not all(torch.equal(x, y) for x, y in zip(self.base, again) if not x.isnan().any()):
                     raise ConversionError(
-                        "the network's outputs differ between two runs on the same inputs in eval mode: nothing can be "
-                        "proved of it"
+                        "the network's outputs differ between two runs on the same inputs in eval mode, with PyTorch's "
+                        "random numbers seeded alike: nothing can be proved of it"
                     )
                 if all(bool(torch.isfinite(t).all()) and bool(t.abs().sum() > 0) for t in self.base):
                     self.tolerance = 1e-9 if dtype == torch.float64 else 1e-4
@@ -74,11 +82,22 @@ class Probe:
                 failures.append("the outputs are zero or not finite")
         raise ConversionError(f"the network does not run on its example inputs: {failures[-1]}")
 
-    def run(self, tensors: dict[str, Tensor], inputs: tuple | None = None) -> list[Tensor]:
+    def run(self, tensors: dict[str, Tensor], inputs: Inputs | None = None) -> list[Tensor]:
         """Floating-point outputs with these tensors."""
         inputs = self.inputs if inputs is None else inputs
-        with torch.no_grad():
-            return [t for t in call(self.net, tensors, inputs) if t.is_floating_point()]
+        with torch.no_grad(), self.precision():
+            return self._call(tensors, inputs)
+
+    def _call(self, tensors: dict[str, Tensor], inputs: Inputs) -> list[Tensor]:
+        out = call(self.net, tensors, inputs)
+        if self.trains:
+            with training(self.net):
+                out += call(self.net, tensors, inputs)
+        return out
+
+    def precision(self) -> contextlib.AbstractContextManager:
+        """In which the network runs."""
+        return double_throughout() if self.dtype == torch.float64 else contextlib.nullcontext()
 
     def changed(
         self,
@@ -86,13 +105,14 @@ class Probe:
         orders: dict[str, Tensor],
         outputs: Sequence[OutputTie] = (),
         weights: dict[str, Tensor] | None = None,
+        numbers: Sequence[Number] = (),
     ) -> float:
         """How far the outputs move (relative to their size) when channels become `orders`; infinite on an error.
 
-        `weights` [new channels] multiplies integrated dimensions.
+        `weights` [new channels] multiplies integrated dimensions; `numbers` follow the sizes.
         """
         tensors = dict(self.tensors)
-        flat, spec = torch.utils._pytree.tree_flatten(self.inputs)
+        flat = self.inputs.leaves()
         for tie in ties:
             live = {a: orders[a] for a in tie.axes if a in orders}
             if not live:
@@ -108,13 +128,18 @@ class Probe:
                 flat[int(tie.tensor[6:])] = new
             else:
                 tensors[tie.tensor] = new
+        sizes = {name: len(order) for name, order in orders.items()}
+        counts = {number.place: number.layout.resized(sizes) for number in numbers}
+        full = {number.place: number.layout.size for number in numbers}
         try:
             update_sizes(self.net, shapes_of(tensors))
-            out = self.run(tensors, torch.utils._pytree.tree_unflatten(flat, spec))
+            put_numbers(self.net, counts)
+            out = self.run(tensors, self.inputs.replaced(flat))
         except Exception:
             return float("inf")
         finally:
             update_sizes(self.net, self.shapes)
+            put_numbers(self.net, full)
         worst = 0.0
         expected = list(self.base)
         for index, dim, layout in outputs:
@@ -140,13 +165,19 @@ class Probe:
             orders[name] = torch.cat([rows[b] for b in _derangement(blocks, self.generator).tolist()])
         return self.changed(ties, orders, outputs)
 
-    def refined(self, ties: Sequence[Tie], axes: Iterable[str], outputs: Sequence[OutputTie] = ()) -> float:
+    def refined(
+        self,
+        ties: Sequence[Tie],
+        axes: Iterable[str],
+        outputs: Sequence[OutputTie] = (),
+        numbers: Sequence[Number] = (),
+    ) -> float:
         """`changed` when each channel of `axes` is put twice, with half the weight where it is summed over."""
         nodes = {s.axis: s.nodes for tie in ties for s in tie.layout.segments if s.axis is not None}
         axes = list(axes)
         orders = {name: torch.arange(nodes[name]).repeat_interleave(2) for name in axes}
         weights = {name: torch.full((nodes[name],), 0.5, dtype=torch.float64) for name in axes}
-        return self.changed(ties, orders, outputs, weights)
+        return self.changed(ties, orders, outputs, weights, numbers)
 
     def gradients(self, fresh_inputs: bool = False) -> dict[str, Tensor] | None:
         """|gradient * value| of a random sum of the outputs, for every parameter; None where autograd cannot run.
@@ -157,12 +188,11 @@ class Probe:
         leaves = {n: t.detach().clone().requires_grad_(n in names) for n, t in self.tensors.items()}
         inputs = self.inputs
         if fresh_inputs:
-            flat, spec = torch.utils._pytree.tree_flatten(inputs)
-            flat = [_noise_like(x, self.generator).to(x) if _is_real(x) else x for x in flat]
-            inputs = torch.utils._pytree.tree_unflatten(flat, spec)
+            noise = [_noise_like(x, self.generator).to(x) if _is_real(x) else x for x in inputs.leaves()]
+            inputs = inputs.replaced(noise)
         try:
-            with torch.enable_grad():
-                out = [t for t in call(self.net, leaves, inputs) if t.is_floating_point()]
+            with torch.enable_grad(), self.precision():
+                out = self._call(leaves, inputs)
                 weights = [torch.randn(t.shape, generator=self.generator).to(t) for t in out]
                 total = torch.stack([(t * w).sum() / t.detach().abs().max() for t, w in zip(out, weights)]).sum()
                 live = {n: t for n, t in leaves.items() if t.requires_grad}

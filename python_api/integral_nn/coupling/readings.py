@@ -23,6 +23,7 @@ class Meanings:
         self.hints = {str(symbol): size for symbol, size in sizes.hints.items()}
         self.discrete, self.grain = discrete, grain
         self.orders = _known_orders(sizes)
+        self._known: dict[tuple, list[Layout]] = {}
 
     def nodes(self, symbol: str) -> int:
         """Channels of a symbol's axis: its size over the copies (`grain`) of each channel in it."""
@@ -30,6 +31,13 @@ class Meanings:
 
     def candidates(self, expr: sympy.Expr) -> list[Layout]:
         """What a size can mean, likeliest first."""
+        names = sorted(map(str, expr.free_symbols))
+        key = (expr, *((s in self.discrete, self.grain.get(s, 1)) for s in names))
+        if key not in self._known:
+            self._known[key] = self._candidates(expr)
+        return self._known[key]
+
+    def _candidates(self, expr: sympy.Expr) -> list[Layout]:
         if expr in self.orders:
             return [
                 Layout(tuple(s))

@@ -1,4 +1,4 @@
-"""Find the continuous axes of any network: symbolic sizes propose, a proof on the network itself decides.
+"""The search for continuous axes: symbolic sizes propose, a proof on the network itself decides.
 
     sizes     every dimension of every parameter and buffer as an expression of a few symbols  (`symbolic`, `equations`)
     layouts   what an expression can mean: 16 a is channel-major or channel-minor, a + b has an order    (`readings`)
@@ -11,96 +11,40 @@ discrete, and the summary says why.
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+import sympy
 import torch
 from torch import Tensor, nn
 
 from integral_nn.coupling.axis_set import AxisSet, AxisSpec, Discrete
+from integral_nn.coupling.calls import Inputs
 from integral_nn.coupling.equations import Place, SymbolicSizes
-from integral_nn.coupling.proof import OutputTie, Probe, fast_paths_off
-from integral_nn.coupling.readings import Meanings, readable
+from integral_nn.coupling.groups import failing
+from integral_nn.coupling.proof import OutputTie, Probe
+from integral_nn.coupling.readings import Meanings, readable, terms_of
 from integral_nn.coupling.roles import usual_role
-from integral_nn.coupling.symbolic import trace_sizes
-from integral_nn.functional import checks
-from integral_nn.layers.axis import Axis
-from integral_nn.layers.channels import Layout, Tie
+from integral_nn.layers.channels import Layout, Segment, Tie
+from integral_nn.layers.numbers import Number
 
-_MOST_HYPOTHESES = 128
+_MOST_HYPOTHESES, _MOST_FLIPS = 128, 6
 
 
-def find_axes(
-    net: nn.Module,
-    example_inputs: Tensor | tuple,
-    *,
-    ignore: str | Iterable[str] = (),
-    only: str | Iterable[str] | None = None,
-    continuous_inputs: bool | Mapping[int, int] = False,
-    continuous_outputs: bool = False,
-    seed: int = 0,
-) -> AxisSet:
-    """The continuous axes of `net`, each proved by permuting and refining it.
-
-    Args:
-        net: any module; it is not changed. It is run in eval mode on `example_inputs`.
-        example_inputs: a tensor, or a tuple of positional inputs.
-        ignore: axes to leave discrete, by the name of the axis, of a layer whose outputs lie along it, or of a tensor
-            it ties; wildcards as in a shell.
-        only: if given, the only axes to look for, likewise.
-        continuous_inputs: let the channels of the inputs be continuous too (dimension 1, or {input: dimension}).
-        continuous_outputs: let the sizes of the outputs be continuous too.
-        seed: of the random weights and orders of the proof.
-
-    Raises:
-        ConversionError: the network cannot be traced or run; the message names the operation.
-        ValueError: a name in `ignore` or `only` that matches no axis, an input or dimension that there is not.
-        TypeError: an argument of the wrong type; the message names it.
-    """
-    check_network(net)
-    inputs = checks.check_example_inputs(example_inputs)
-    ignored = checks.names_in(ignore, "ignore")
-    wanted = None if only is None else checks.names_in(only, "only")
-    free = checks.check_continuous_inputs(continuous_inputs, inputs)
-    checks.check_seed(seed)
-    tensors = {n: t for n, t in [*net.named_parameters(), *net.named_buffers()] if t.is_floating_point() and t.dim()}
-    places = [(f"input:{i}", d) for i, d in free.items()]
-    net = copy.deepcopy(net).eval()
-    with fast_paths_off():
-        sizes = trace_sizes(net, inputs, tensors, places)
-        shapes = {**{n: tuple(t.shape) for n, t in tensors.items()}}
-        shapes |= {f"input:{i}": tuple(x.shape) for i, x in enumerate(inputs) if isinstance(x, Tensor)}
-        return _Search(net, inputs, sizes, shapes, ignored, wanted, continuous_outputs, seed).run()
-
-
-def check_network(net: object) -> None:
-    """Raise unless `net` is a discrete network that has its parameters."""
-    checks.check_module(net)
-    assert isinstance(net, nn.Module)
-    if isinstance(net, torch.jit.ScriptModule):
-        raise TypeError("net must be an ordinary nn.Module, got a ScriptModule, whose sizes are compiled in")
-    if any(isinstance(module, Axis) for module in net.modules()):
-        raise TypeError("net must be a discrete network, got one with integral layers; discretize it first")
-    for name, parameter in net.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(f"net has uninitialized parameters ({name!r}): run it once first")
-
-
-class _Search:
+class Search:
     """The state of a search: hypotheses still held, and what was found out."""
 
     def __init__(
         self,
         net: nn.Module,
-        inputs: tuple,
+        inputs: Inputs,
         sizes: SymbolicSizes,
         shapes: dict[str, tuple[int, ...]],
-        ignore: list[str],
-        only: list[str] | None,
+        ignore: Sequence[str | type],
+        only: Sequence[str | type] | None,
         continuous_outputs: bool,
         seed: int,
     ) -> None:
@@ -111,10 +55,16 @@ class _Search:
         self.grain: dict[str, int] = {}  # symbol -> copies of a smaller axis
         self.blocks: dict[str, int] = {}
         self.choice: dict[str, int] = {}  # raw size -> which of its candidate layouts
-        self.fixed: set[str] = set()
+        self.fixed: dict[str, str] = {}  # raw size -> the symbol whose search settled its layout
         self.flipped: dict[Place, bool] = {}
-        in_order = (s for expr in sizes.places.values() for s in sorted(expr.free_symbols, key=str))
-        self.symbols = {str(s): s for s in in_order}  # as the network's parameters come
+        self.roles: dict[tuple[type, str, int], bool] = {}  # of a dimension of a kind of module, where one was found
+        self.rank = {place: n for n, place in enumerate(sizes.places)}
+        self.symbols: dict[str, sympy.Symbol] = {}  # as the network's parameters come
+        self.places_of: dict[str, list[Place]] = {}
+        for place, expr in sizes.places.items():
+            for symbol in sorted(expr.free_symbols, key=str):
+                self.symbols[str(symbol)] = symbol
+                self.places_of.setdefault(str(symbol), []).append(place)
         for symbol in self.symbols.values():
             if sizes.hints[symbol] < 2:
                 self.discrete[str(symbol)] = "it has a single channel"
@@ -122,8 +72,12 @@ class _Search:
             if not readable(expr):
                 for symbol in expr.free_symbols:
                     self.discrete[str(symbol)] = f"its size enters another as {expr}"
-        uses = Counter(str(s) for expr in sizes.places.values() for s in expr.free_symbols)
+        uses = Counter({s: len(places) for s, places in self.places_of.items()})
         uses.update(str(s) for _, _, expr in sizes.outputs for s in expr.free_symbols)
+        for (module, attribute, _), expr in sizes.numbers.items():
+            if not readable(expr):
+                for symbol in expr.free_symbols:
+                    self.discrete[str(symbol)] = f"{attribute} of module {module!r} depends on it as {expr}"
         self.discrete |= {s: "nothing else has its size" for s in self.symbols if uses[s] == 1}
         self.output_exprs = sizes.outputs if continuous_outputs else []
         if not continuous_outputs:
@@ -142,16 +96,28 @@ class _Search:
     def ties(self, symbols: Iterable[str]) -> list[Tie]:
         """The dimensions along any of `symbols`, every other axis taken as constant."""
         live = set(symbols)
-        found = []
-        for place, expr in self.sizes.places.items():
-            if live & {str(s) for s in expr.free_symbols}:
-                layout = self.layout(place).renamed({s: s for s in live})
-                found.append(Tie(*place, layout, self.integrated(place)))
-        return found
+        keep: dict[str, str | None] = {s: s for s in live}
+        places = sorted({place for s in live for place in self.places_of[s]}, key=self.rank.__getitem__)
+        return [Tie(*place, self.layout(place).renamed(keep), self.integrated(place)) for place in places]
 
     def output_ties(self, symbols: Iterable[str]) -> list[OutputTie]:
         live = {s: s for s in symbols}
         return [(i, d, self.meanings.candidates(e)[0].renamed(live)) for i, d, e in self.output_exprs]
+
+    def numbers(self, symbols: Iterable[str]) -> list[Number]:
+        """The numbers in modules that count channels of any of `symbols`."""
+        live = set(symbols)
+        found = []
+        for place, expr in self.sizes.numbers.items():
+            if live & {str(s) for s in expr.free_symbols}:
+                parts = tuple(self._counted(c, s) for c, s in terms_of(expr))
+                found.append(Number(place, Layout(parts).renamed({s: s for s in live})))
+        return found
+
+    def _counted(self, copies: int, symbol: str | None) -> Segment:
+        if symbol is None:
+            return Segment(None, copies)
+        return Segment(symbol, self.meanings.nodes(symbol), copies * self.grain.get(symbol, 1))
 
     # roles -----------------------------------------------------------------------------------------------------
 
@@ -168,15 +134,15 @@ class _Search:
         names = self.name_axes()
         live = [s for s in self.symbols if s not in self.discrete]
         if live:
-            self.probe = Probe(self.net, self.inputs, self.seed)
-            for symbol in list(_failing(live, lambda some: self.permutes(some))):
+            self.probe = Probe(self.net, self.inputs, self.seed, self.sizes.trains)
+            for symbol in list(failing(live, lambda some: self.permutes(some))):
                 if not self.search_layout(symbol):
                     self.discrete[symbol] = "no layout was found in which its channels can be reordered"
             live = [s for s in live if s not in self.discrete]
             # Twice, and differently: sizes that must keep a ratio to each other would pass if all were doubled.
             halves = [live[::2], live[1::2]]
-            for symbol in [s for half in halves for s in _failing(half, lambda some: self.refines(some))]:
-                if not self.search_roles(symbol):
+            for symbol in [s for half in halves for s in failing(half, lambda some: self.refines(some))]:
+                if not self.search_roles(symbol) and not self.search_layout(symbol, self.resizes):
                     self.discrete[symbol] = (
                         "the network does not take another size: a sum over its channels that no weight multiplies "
                         "(softmax, product of feature maps), or a size it repeats elsewhere"
@@ -191,16 +157,25 @@ class _Search:
         rename: dict[str, str | None] = {s: names[s] for s in live}
         ties = [replace(t, layout=t.layout.renamed(rename)) for t in self.ties(live)]
         outputs = [(i, d, layout.renamed(rename)) for i, d, layout in self.output_ties(live)]
-        return AxisSet(specs, ties, [o for o in outputs if o[2].axes], self.discrete_places(live))
+        numbers = [replace(n, layout=n.layout.renamed(rename)) for n in self.numbers(live)]
+        parameters = {name: p.numel() for name, p in self.net.named_parameters()}
+        unused = [name for name in self.sizes.unused if name in parameters]
+        outputs = [o for o in outputs if o[2].axes]
+        return AxisSet(specs, ties, outputs, self.discrete_places(live), numbers, unused, parameters)
 
     def permutes(self, symbols: Sequence[str]) -> bool:
         axes = {s: (self.meanings.nodes(s), self.blocks.get(s, 1)) for s in symbols}
         return self.probe.permuted(self.ties(symbols), axes, self.output_ties(symbols)) <= self.probe.tolerance
 
     def refines(self, symbols: Sequence[str]) -> bool:
-        return self.probe.refined(self.ties(symbols), symbols, self.output_ties(symbols)) <= self.probe.tolerance
+        error = self.probe.refined(self.ties(symbols), symbols, self.output_ties(symbols), self.numbers(symbols))
+        return error <= self.probe.tolerance
 
-    def search_layout(self, symbol: str) -> bool:
+    def resizes(self, symbol: str) -> bool:
+        """Whether an axis takes another size, whatever the roles of its dimensions."""
+        return self.refines([symbol]) or self.search_roles(symbol)
+
+    def search_layout(self, symbol: str, also: Callable[[str], bool] = lambda symbol: True) -> bool:
         """Try what else the sizes can mean: other layouts, then channels in blocks, then copies of a smaller axis."""
         expr_of = {self.sizes.raw[p]: e for p, e in self.sizes.places.items() if self.symbols[symbol] in e.free_symbols}
         k = self.step(symbol)
@@ -209,28 +184,44 @@ class _Search:
         tried = 0
         for blocks, grain in shapes:
             self.blocks[symbol], self.grain[symbol] = blocks, grain
-            keys = [key for key in expr_of if key not in self.fixed]
-            counts = [range(len(self.meanings.candidates(expr_of[key]))) for key in keys]
-            for picks in sorted(itertools.islice(itertools.product(*counts), 4096), key=sum):
+            keys = [key for key in expr_of if self.fixed.get(key, symbol) == symbol]
+            for picks in self._picks([expr_of[key] for key in keys]):
                 tried += 1
                 if tried > _MOST_HYPOTHESES:
                     break
                 self.choice.update(zip(keys, picks))
-                if self.permutes([symbol]):
-                    self.fixed.update(expr_of)
+                if self.permutes([symbol]) and also(symbol):
+                    self.fixed |= {key: symbol for key in keys}
                     return True
         self.choice = saved
         self.blocks.pop(symbol), self.grain.pop(symbol)
         return False
 
+    def _picks(self, exprs: Sequence[sympy.Expr]) -> Iterator[tuple[int, ...]]:
+        """Which of its candidates each size is: equal sizes alike, then each its own; the likeliest first."""
+        alike = list(dict.fromkeys(exprs))
+        for sizes in (alike, exprs):
+            counts = [range(len(self.meanings.candidates(expr))) for expr in sizes]
+            for picks in sorted(itertools.islice(itertools.product(*counts), 4096), key=sum):
+                yield picks if sizes is exprs else tuple(picks[alike.index(expr)] for expr in exprs)
+
     def search_roles(self, symbol: str) -> bool:
-        """Try the other roles of weights that no module of torch.nn owns."""
+        """Try the other roles of weights that no module of torch.nn owns: of a kind of module together, then alone."""
         unsure = [(t.tensor, t.dim) for t in self.ties([symbol]) if not self._usual_role((t.tensor, t.dim))[1]]
-        usual = {place: self._usual_role(place)[0] for place in unsure}
-        for flips in sorted(itertools.product((False, True), repeat=min(len(unsure), 6)), key=sum):
-            self.flipped.update({place: usual[place] != flip for place, flip in zip(unsure, flips)})
-            if self.refines([symbol]):
-                return True
+        kinds: dict[tuple[type, str, int], list[Place]] = {}
+        for place in unsure:
+            owner, _, leaf = place[0].rpartition(".")
+            kinds.setdefault((type(self.modules.get(owner)), leaf, place[1]), []).append(place)
+        known = sorted(kinds, key=lambda kind: kind not in self.roles)  # those that other axes had come first
+        groups = [kinds[kind] for kind in known]
+        start = [self.roles.get(kind, self._usual_role(kinds[kind][0])[0]) for kind in known]
+        for places, roles in ((groups, start), ([[p] for p in unsure], [self._usual_role(p)[0] for p in unsure])):
+            for flips in sorted(itertools.product((False, True), repeat=min(len(places), _MOST_FLIPS)), key=sum):
+                picked = [role != flip for role, flip in itertools.zip_longest(roles, flips, fillvalue=False)]
+                self.flipped.update({p: role for group, role in zip(places, picked) for p in group})
+                if self.refines([symbol]):
+                    self.roles.update(zip(known, picked) if places is groups else ())
+                    return True
         for place in unsure:
             self.flipped.pop(place)
         return False
@@ -277,7 +268,7 @@ class _Search:
     def name_axes(self) -> dict[str, str]:
         """Name each axis after the layer that makes it; apply `ignore` and `only`."""
         names: dict[str, str] = {}
-        matched: set[str] = set()
+        matched: set[str | type] = set()
         for symbol in self.symbols:
             if symbol in self.discrete:
                 continue
@@ -291,11 +282,11 @@ class _Search:
             names[symbol] = name
             makers = {t.tensor.rpartition(".")[0] for t in ties if not t.integrated}
             tied = {name} | makers | {t.tensor for t in ties}
-            hits = [p for p in self.ignore if any(fnmatch.fnmatchcase(n, p) for n in tied)]
+            hits = [p for p in self.ignore if self._matches(p, tied, makers)]
             matched.update(hits)
             if hits:
                 self.discrete[symbol] = "ignored, as asked"
-            wanted = [p for p in self.only or [] if fnmatch.fnmatchcase(name, p)]
+            wanted = [p for p in self.only or [] if self._matches(p, {name}, {owner})]
             matched.update(wanted)
             if self.only is not None and not wanted:
                 self.discrete[symbol] = "not among those asked for"
@@ -303,8 +294,15 @@ class _Search:
             for pattern in patterns:
                 if pattern not in matched:
                     there = sorted(names.values())
-                    raise ValueError(f"{argument}: {pattern!r} matches no continuous axis; there are {there}")
+                    raise ValueError(f"{argument}: {_text(pattern)} matches no continuous axis; there are {there}")
         return names
+
+    def _matches(self, wanted: str | type, names: set[str], makers: set[str]) -> bool:
+        """Whether a pattern fits one of the names, or one of the makers is, or lies in, a module of a class."""
+        if isinstance(wanted, str):
+            return any(fnmatch.fnmatchcase(name, wanted) for name in names)
+        inside = {maker[:end] for maker in makers for end, c in enumerate(f"{maker}.") if c == "."}
+        return any(isinstance(self.modules.get(name), wanted) for name in inside)
 
     def _maker_rank(self, tie: Tie) -> tuple[bool, bool, bool]:
         """Layers that surely make the axis come first, then raw weights, then vectors, then its readers."""
@@ -322,19 +320,9 @@ class _Search:
                 reasons = {self.discrete[str(s)] for s in expr.free_symbols}
                 found.append(Discrete(tensor, dim, size, "; ".join(sorted(reasons))))
             elif place in self.sizes.pinned:
-                reason = f"fixed by {self.sizes.pinned[place]}: a size of the inputs, or a number in the code"
-                found.append(Discrete(tensor, dim, size, reason))
+                found.append(Discrete(tensor, dim, size, f"fixed by {self.sizes.pinned[place]}"))
         return found
 
 
-def _failing(symbols: Sequence[str], passes: object) -> Iterator[str]:
-    """Those that fail on their own, by halving a group that fails together."""
-    assert callable(passes)
-    if not symbols or passes(symbols):
-        return
-    if len(symbols) == 1:
-        yield symbols[0]
-        return
-    middle = len(symbols) // 2
-    yield from _failing(symbols[:middle], passes)
-    yield from _failing(symbols[middle:], passes)
+def _text(pattern: str | type) -> str:
+    return repr(pattern) if isinstance(pattern, str) else pattern.__name__

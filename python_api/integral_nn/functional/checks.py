@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping
@@ -80,12 +79,32 @@ def check_example_inputs(example_inputs: object) -> tuple:
     return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
 
 
+def check_kwargs(kwargs: object) -> dict[str, Any]:
+    """The inputs by name; raise TypeError unless a mapping from names, or None, was given."""
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(f"kwargs must be a mapping from names to inputs, got {type(kwargs).__name__}")
+    for name in kwargs or {}:
+        if not isinstance(name, str):
+            raise TypeError(f"kwargs must have names for keys, got {name!r}")
+    return dict(kwargs or {})
+
+
 def names_in(names: Any, argument: str) -> list[str]:
     """Names given as one string or as an iterable of them."""
     given = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
     for name in given:
         if not isinstance(name, str):
             raise TypeError(f"{argument} must be a name or names, got {type(name).__name__}")
+    return given
+
+
+def names_or_classes(names: Any, argument: str) -> list[str | type]:
+    """Names and classes of modules, given as one or as an iterable of them."""
+    given = list(names) if isinstance(names, Iterable) and not isinstance(names, (str, type)) else [names]
+    for name in given:
+        if not isinstance(name, str) and not (isinstance(name, type) and issubclass(name, nn.Module)):
+            got = f"class {name.__name__}" if isinstance(name, type) else type(name).__name__
+            raise TypeError(f"{argument} must be a name or names, or classes of modules, got {got}")
     return given
 
 
@@ -157,13 +176,32 @@ def check_continuous_inputs(value: object, inputs: tuple) -> dict[int, int]:
 
 
 def try_loading(module: nn.Module, state_dict: Mapping[str, Any], strict: bool, assign: bool) -> None:
-    """Raise what `load_state_dict` would raise, out of a copy of the module that has no memory of its own."""
-    memo: dict[int, Any] = {}
-    for tensor in [*module.parameters(), *module.buffers()]:
-        empty = torch.empty_like(tensor, device="meta")
-        learns = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if learns else empty
-    twin = copy.deepcopy(module, memo)
+    """Raise what `load_state_dict` would raise, out of a shell of the module that has no memory of its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nothing is copied into it
-        nn.Module.load_state_dict(twin, state_dict, strict, assign)
+        nn.Module.load_state_dict(_shell(module, {}), state_dict, strict, assign)
+
+
+def _shell(module: nn.Module, made: dict[int, Any]) -> Any:
+    """A module of the same class and attributes, whose tensors are on the meta device.
+
+    No deep copy, which modules with shards refuse: nothing that loading writes is written in place but tensors.
+    """
+
+    def empty(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        meta = torch.empty_like(tensor, device="meta")
+        return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+
+    if id(module) not in made:
+        shell = made[id(module)] = object.__new__(type(module))
+        tables = {kind: {k: empty(t) for k, t in getattr(module, kind).items()} for kind in ("_parameters", "_buffers")}
+        children = {k: None if m is None else _shell(m, made) for k, m in module._modules.items()}
+        shell.__dict__.update({**module.__dict__, **tables, "_modules": children, "_is_shell": True})
+    return made[id(module)]
+
+
+def is_shell(module: nn.Module) -> bool:
+    """Whether `try_loading` made the module."""
+    return "_is_shell" in module.__dict__

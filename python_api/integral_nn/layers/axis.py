@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,9 @@ from inn_kernels.taps import Basis, Taps, check_basis, check_partition
 from integral_nn.functional import checks
 from integral_nn.layers import replaced
 from integral_nn.layers.axis_points import Points, mark_dynamic
+from integral_nn.layers.axis_state import AxisState, unpacked
 from integral_nn.layers.deltas import deltas_from, resized, stretched
+from integral_nn.layers.draws import Draw, check_draw, ratio
 
 
 class Axis(Points):
@@ -92,10 +95,12 @@ class Axis(Points):
         parameter. An `optimizer` that holds the old one gets the new one in its place, and the state of the old one
         (moments interpolated, step counts kept). An optimizer that is not given here refuses its next step, for it
         would leave the new points untrained without a word. A module wrapped in DistributedDataParallel must be
-        wrapped anew. The present size changes nothing.
+        wrapped anew. Deltas that keep their number (see `make_trainable`) stay as they are. The present size changes
+        nothing.
 
         Raises:
             ValueError, TypeError: a size that is not finite or less than the quadrature needs; not an optimizer.
+            RuntimeError: `delta` is a shard, which cannot get another number.
         """
         checks.check_optional(optimizer, Optimizer, "optimizer")
         size = self._size_at(size)
@@ -109,24 +114,35 @@ class Axis(Points):
         step = self.multiple_of
         return max(round(part * self.nodes / step), -(-fewest // step)) * step
 
-    def resample(self, generator: torch.Generator | None = None, optimizer: Optimizer | None = None) -> int:
+    def resample(self, generator: Draw = None, optimizer: Optimizer | None = None, *, seed: int | None = None) -> int:
         """Draw a random size from `size_range`, a multiple of `multiple_of` (Algorithm 1). Returns it.
 
-        `optimizer`: as in `resize`.
+        Args:
+            generator: where it is drawn from (default: PyTorch's global one); or the number of the training step:
+                the size is then a function of `seed` and the step alone. Axes drawn one by one want a seed each.
+            optimizer: as in `resize`.
+            seed: of sizes drawn by step; default 0.
         """
-        checks.check_optional(generator, torch.Generator, "generator")
+        check_draw(generator, seed)
         checks.check_optional(optimizer, Optimizer, "optimizer")
         first, last = self._steps()
-        self._resize(self.multiple_of * int(torch.randint(first, last + 1, (), generator=generator)), optimizer)
+        if isinstance(generator, int):
+            size = self._between(ratio(generator, seed, ""))
+        else:
+            size = self.multiple_of * int(torch.randint(first, last + 1, (), generator=generator))
+        self._resize(size, optimizer)
         return self.size
 
-    def make_trainable(self, partition: Tensor | None = None) -> None:
+    def make_trainable(self, partition: Tensor | None = None, *, keep: bool = False) -> None:
         """Turn the partition into a parameter `delta`, starting at `partition` (default: the current points).
 
         Args:
             partition: [K] increasing points in [0, 1], K >= 2. The first and last are taken to be 0 and 1; on a
                 midpoint axis, points are taken to be the centres of cells whose edges lie halfway between them. On an
                 axis of cells, their [K + 1] edges.
+            keep: `delta` stays this parameter of K deltas at every size; points of another number are interpolated from
+                it at each call. Whatever takes note of parameters once (an optimizer, DistributedDataParallel,
+                `fully_shard`) then needs no word of a resize.
 
         Raises:
             ValueError, TypeError: not such points; the axis is as it was.
@@ -142,18 +158,31 @@ class Axis(Points):
         delta = deltas_from(points.double(), self.quadrature).to(torch.get_default_dtype())
         if delta.shape[0] < 2:
             raise ValueError(f"partition of a trainable axis must have at least 2 points, got {delta.shape[0]}")
-        self._set(delta.shape[0], nn.Parameter(delta))
+        self._set(delta.shape[0], nn.Parameter(delta), keep)
 
     def make_uniform(self) -> None:
         """Forget a trainable partition: the points are those the quadrature wants again, at the current size."""
         if self.delta is not None:
             self._set(self.size)
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start trainable points anew, uniform, in the parameter there is (whose memory may be new)."""
+        own: Any = self.delta
+        if own is not None:
+            points = rules.partition_for(self.quadrature, own.shape[0], dtype=torch.float64)
+            delta = deltas_from(points, self.quadrature).to(own.device, own.dtype)
+            if hasattr(own, "device_mesh"):
+                from torch.distributed.tensor import distribute_tensor
+
+                delta = distribute_tensor(delta, own.device_mesh, own.placements)
+            own.copy_(delta)
+
     def extra_repr(self) -> str:
         parts = [f"nodes={self.nodes}", f"size={self.size}", f"quadrature={self.quadrature!r}"]
         parts.append(f"kernel={self.basis.kernel!r}")
         if self.trainable:
-            parts.append("trainable=True")
+            parts.append("trainable=True" + (", keep=True" if self.keeps else ""))
         return ", ".join(parts)
 
     def _range(self) -> tuple[int, int]:
@@ -178,6 +207,11 @@ class Axis(Points):
             raise ValueError(f"size_range {(low, high)} holds no multiple of multiple_of={self.multiple_of}")
         return first, last
 
+    def _between(self, ratio: float) -> int:
+        """The size that lies at a ratio in [0, 1) of those that `resample` draws from."""
+        first, last = self._steps()
+        return self.multiple_of * (first + min(int(ratio * (last - first + 1)), last - first))
+
     def _size_at(self, size: int | float, name: str = "size") -> int:
         """A size or a share of the nodes as a size that the axis can take."""
         if isinstance(size, float):
@@ -190,9 +224,14 @@ class Axis(Points):
         old = self.delta
         if size == self.size:
             return
-        if old is None:
-            self._set(size)
+        if old is None or self.keeps:
+            self._set(size, old, self.keeps)
             return
+        if hasattr(old, "device_mesh"):
+            raise RuntimeError(
+                f"the {self.size} deltas of a trainable axis are a shard, of which {size} cannot be made: call "
+                "make_trainable(keep=True) before the model is sharded"
+            )
         with torch.no_grad():
             delta = resized(old.double(), size, self.quadrature).to(old)
             new = nn.Parameter(delta, old.requires_grad)
@@ -200,59 +239,79 @@ class Axis(Points):
             if optimizer is not None:
                 replaced.move_state(optimizer, old, new, lambda t: stretched(t, size, self.quadrature))
 
-    def _set(self, size: int, delta: nn.Parameter | None = None) -> None:
+    def _set(self, size: int, delta: nn.Parameter | None = None, keeps: bool = False) -> None:
         """Take up a size and its deltas, if any. Nothing of it is written in place: `_state` undoes it."""
-        if self.delta is not None:
+        if self.delta is not None and self.delta is not delta:
             replaced.note(self.delta, self, "delta")
         self.resized_at = threading.get_ident(), torch._C._autograd._get_sequence_nr()
-        self.delta = delta
+        self.delta, self.keeps = delta, keeps
+        placements = getattr(delta, "placements", ())
+        self._replicated = bool(placements) and all(placement.is_replicate() for placement in placements)
         self._extent = torch.empty(size, 0)
         if "torch._dynamo" in sys.modules:
             mark_dynamic(self._extent)
         # Made ahead for whoever asked before: a compiled call finds its tables, of another shape.
         self._keep({key: self._fixed_taps(size, *key) for key in self._tables} if delta is None else {})
 
-    def _state(self) -> tuple[int, nn.Parameter | None]:
-        return self.size, self.delta
+    def _state(self) -> tuple[int, nn.Parameter | None, bool]:
+        return self.size, self.delta, self.keeps
 
-    def _restore(self, state: tuple[int, nn.Parameter | None]) -> None:
+    def _restore(self, state: tuple[int, nn.Parameter | None, bool]) -> None:
         self._set(*state)
+
+    # state -------------------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> Tensor:
+        """The size and the rule, for `state_dict`."""
+        return self._described().packed()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: the size is taken up before the points are."""
+
+    def _described(self) -> AxisState:
+        return AxisState(self.size, self.nodes, self.quadrature, self.basis, self.keeps)
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool, missing: list, unexpected: list,
         errors: list,
     ) -> None:  # fmt: skip
-        size = state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())  # of a state without sizes: this
-        name = prefix + "delta"
-        saved = state_dict.get(name)
-        if saved is None and int(size) != self.size:
-            try:
-                self._check_size(int(size), prefix + "size")
-            except ValueError as error:
-                errors.append(str(error))
-                return
-            self._resize(int(size), None)
-        if isinstance(saved, Tensor):
-            if saved.dim() != 1 or saved.shape[0] < 2 or not saved.is_floating_point():
-                errors.append(f"{name} must be [K] floating-point deltas of K >= 2 points, got {list(saved.shape)}")
-                return
-            try:
-                self._check_delta(saved.detach().double())
-            except ValueError as error:
-                errors.append(f"{name}: {error}")
-                return
-            if self.delta is None or self.delta.shape != saved.shape:
-                like = torch.empty(0, dtype=torch.get_default_dtype()) if self.delta is None else self.delta
-                learns = self.delta is None or self.delta.requires_grad
-                self._set(saved.shape[0], nn.Parameter(saved.detach().to(like, copy=True), learns))
+        extra = state_dict.setdefault(prefix + "_extra_state", torch.tensor(self.size))  # of a state without: this one
+        try:
+            self._take_up(extra, state_dict.get(prefix + "delta"))
+        except ValueError as error:
+            errors.append(f"{prefix}{error}")
+            return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
-    def get_extra_state(self) -> Tensor:
-        """The size, for `state_dict`."""
-        return torch.tensor(self.size)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Nothing: the size is taken up before the points are."""
+    def _take_up(self, extra: Tensor, saved: Any) -> None:
+        """Take up the size of a saved state, and room for its deltas; raise ValueError unless it is of this axis."""
+        state = unpacked(extra)
+        if isinstance(state, AxisState):
+            differences = state.differences(self._described())
+            if differences:
+                raise ValueError(f"{'; '.join(differences)}: build the network by the rule it was saved with")
+        else:
+            warnings.warn(
+                f"the state_dict does not say by which rule it was saved; it is loaded into {self}", stacklevel=2
+            )
+            state = self._described()._replace(size=state, keeps=False)
+        if not isinstance(saved, Tensor):
+            if state.size != self.size:
+                self._check_size(state.size)
+                self._resize(state.size, None)
+            return
+        if saved.dim() != 1 or saved.shape[0] < 2 or not saved.is_floating_point():
+            raise ValueError(f"delta must be [K] floating-point deltas of K >= 2 points, got {list(saved.shape)}")
+        size = state.size if state.keeps else saved.shape[0]
+        checks.check_count(size, "size", 2)
+        if not hasattr(saved, "device_mesh"):
+            self._check_delta(saved.detach().double())
+        delta = self.delta
+        if delta is None or delta.shape != saved.shape:
+            like = torch.empty(0, dtype=torch.get_default_dtype()) if delta is None else delta
+            delta = nn.Parameter(saved.detach().to(like, copy=True), delta is None or delta.requires_grad)
+        if delta is not self.delta or (size, state.keeps) != (self.size, self.keeps):
+            self._set(size, delta, state.keeps)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As that of any module; another size makes `delta` a new parameter, a load that fails changes nothing."""

@@ -14,6 +14,7 @@ from inn_kernels.taps import Basis, Taps, make_cell_taps, make_taps, taps_for
 from integral_nn.functional import checks
 from integral_nn.functional.arguments import check_scale
 from integral_nn.layers.deltas import resized
+from integral_nn.layers.replaced import check_wrapped
 
 
 class Points(nn.Module):
@@ -26,6 +27,8 @@ class Points(nn.Module):
     quadrature: str
     basis: Basis
     delta: nn.Parameter | None
+    keeps: bool  # `delta` is of one shape at every size
+    _replicated: bool  # `delta` is a DTensor that every rank has all of
     _extent: Tensor  # [K, 0]
     _tables: dict[tuple, Taps]
     _traced: dict[str, Taps]
@@ -57,9 +60,16 @@ class Points(nn.Module):
             self._check_size(size)
         if self.delta is None:
             return rules.partition_for(self.quadrature, size, dtype=torch.float64)
-        delta = self.delta.double()
+        delta: Any = self.delta
+        if not torch.compiler.is_compiling():
+            if not self.keeps:
+                check_wrapped(delta)
+            delta = delta.full_tensor() if hasattr(delta, "full_tensor") else delta
+        elif self._replicated:
+            delta = delta.to_local()
+        delta = delta.double()
         self._check_delta(delta.detach())
-        if size != self.size:
+        if (self.keeps and torch.compiler.is_compiling()) or size != delta.shape[0]:  # there, no branch on the size
             delta = resized(delta, size, self.quadrature)
         if rules.is_cells(self.quadrature):
             return rules.partition_from_deltas(torch.nn.functional.pad(delta, (1, 0)))

@@ -30,7 +30,7 @@ def resized(delta: Tensor, size: int, quadrature: str) -> Tensor:
     gaps = delta if is_centred(quadrature) else delta[1:]
     ends = torch.nn.functional.pad(torch.cumsum(gaps.square(), 0), (1, 0))
     count = size + 1 if is_centred(quadrature) else size
-    place = torch.linspace(0, ends.shape[0] - 1, count, dtype=ends.dtype, device=ends.device)
+    place = torch.arange(count, dtype=ends.dtype, device=ends.device) * ((ends.shape[0] - 1) / (count - 1))
     left = place.floor().clamp(max=ends.shape[0] - 2).long()
     return _deltas(torch.lerp(ends[left], ends[left + 1], place - left).diff() / ends[-1], quadrature)
 

@@ -55,6 +55,18 @@ def _numbers(module: nn.Module, shape: Shape) -> dict[str, Any]:
     return {}
 
 
+def known_numbers(module: nn.Module) -> set[str]:
+    """Attributes of a module of torch.nn that are settled: what no size is, and sizes that follow its own tensors."""
+    base = next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn."))
+    if base is nn.Module:
+        return set()
+    sized = {name for kind, own in _OF_KIND.items() if isinstance(module, kind) for name in own}
+    settled = sized if any(True for _ in (*module.parameters(False), *module.buffers(False))) else set()
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return {"num_layers"}
+    return (set(getattr(base, "__constants__", ())) | {"num_groups", "_qkv_same_embed_dim"}) - sized | settled
+
+
 def _tensor_of(names: Any) -> str | None:
     """The tensor that a module's numbers are read off."""
     return next((name for name in ("weight", "running_mean") if name in names), None)

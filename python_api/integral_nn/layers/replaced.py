@@ -55,6 +55,16 @@ def note(old: nn.Parameter, module: nn.Module, name: str) -> None:
     _replaced[old] = (weakref.ref(module), name)
 
 
+def check_wrapped(delta: Tensor) -> None:
+    """Raise RuntimeError in a call of DistributedDataParallel that was made when an axis had another `delta`."""
+    wrapper = nn.parallel.DistributedDataParallel._get_active_ddp_module()
+    if wrapper is not None and all(delta is not p for p in wrapper._module_parameters):
+        raise RuntimeError(
+            f"an axis got other points, delta [{delta.shape[0]}], since DistributedDataParallel wrapped its module, "
+            "which would not be trained alike: call make_trainable(keep=True) before, or wrap the module anew"
+        )
+
+
 def _refuse(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if not _replaced:
         return

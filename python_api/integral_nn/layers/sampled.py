@@ -23,21 +23,16 @@ from inn_kernels import transforms
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.held import CALIBRATED, found, held, holds
 from integral_nn.layers.module_sizes import size_properties
+from integral_nn.layers.numbers import Counted, number_property
 from integral_nn.layers.rule import Rule, Sizes
 from integral_nn.layers.scheme import NODES, STATISTICS, dtype_of
 
 
-class Sampled(nn.Module):
-    """Mixed into the class of a module that samples. `_rules` says how, by name of the tensor."""
+class Resized(nn.Module):
+    """Mixed into the class of a module that follows sizes. `_numbers` are its attributes that count channels."""
 
-    _rules: dict[str, Rule]
-    _held: Mapping[str, Tensor] | None = None  # what the call that is being compiled holds
-    _sampled_from: tuple[type[nn.Module], tuple[str, ...]] | None = None
-
-    @property
-    def joins(self) -> bool:
-        """Whether a network samples this module's tensors along with all others when it is called."""
-        return True
+    _numbers: dict[str, Counted]
+    _sampled_from: tuple[type[nn.Module], tuple[str, ...], tuple[str, ...]] | None = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self._sampled_from is None:
@@ -45,6 +40,18 @@ class Sampled(nn.Module):
         made: Any = super().__reduce_ex__(protocol)
         _, (_, *arguments), *rest = made
         return _restored, (*self._sampled_from, *arguments), *rest
+
+
+class Sampled(Resized):
+    """Mixed into the class of a module that samples. `_rules` says how, by name of the tensor."""
+
+    _rules: dict[str, Rule]
+    _held: Mapping[str, Tensor] | None = None  # what the call that is being compiled holds
+
+    @property
+    def joins(self) -> bool:
+        """Whether a network samples this module's tensors along with all others when it is called."""
+        return True
 
 
 class SampledNorm(Sampled):
@@ -186,44 +193,71 @@ def shape_of(module: Any, name: str, sizes: Sizes = None) -> tuple[int, ...]:
 
 
 @functools.cache
-def sampled_class(base: Any, names: tuple[str, ...]) -> Any:
-    """A subclass of `base` in which the tensors `names` are computed from nodes, and the module's sizes with them."""
+def sampled_class(base: Any, names: tuple[str, ...], numbers: tuple[str, ...] = ()) -> Any:
+    """A subclass of `base` in which the tensors `names` are computed from nodes, and the module's sizes with them.
+
+    `numbers` are other attributes that follow the sizes of axes.
+    """
     norm = issubclass(base, nn.modules.batchnorm._NormBase) and set(STATISTICS) <= set(names)
     body: dict[str, Any] = {name: sampled_property(name) for name in names}
     body |= size_properties(base, names, shape_of)
-    body |= {"_sampled_from": (base, names), "__doc__": base.__doc__}
-    return type(f"Sampled{base.__name__}", (SampledNorm if norm else Sampled, base), body)
+    body |= {name: number_property(name) for name in numbers}
+    if issubclass(base, nn.RNNBase):
+        body["_flat_weights"] = property(_flat_weights, lambda module, weights: None)
+        body |= {"__getstate__": lambda module: dict(module.__dict__), "__setstate__": nn.Module.__setstate__}
+    body |= {"_sampled_from": (base, names, numbers), "__doc__": base.__doc__}
+    kind = SampledNorm if norm else Sampled if names else Resized
+    return type(f"{'Sampled' if names else 'Resized'}{base.__name__}", (kind, base), body)
 
 
-def _restored(base: Any, names: tuple[str, ...], *arguments: Any) -> nn.Module:
-    made = sampled_class(base, names)
+def _flat_weights(module: Any) -> list[Tensor]:
+    """The list of weights that recurrent modules keep, computed like each of them and kept by none."""
+    return [getattr(module, name) for name in module._flat_weights_names]
+
+
+def _restored(base: Any, names: tuple[str, ...], numbers: tuple[str, ...] = (), *arguments: Any) -> nn.Module:
+    made = sampled_class(base, names, numbers)
     return made.__new__(made, *arguments)
 
 
-def sample_from_nodes(module: nn.Module, rules: Mapping[str, Rule]) -> None:
-    """Make sampled tensors of those parameters and buffers of a module that `rules` names; they hold nodes now."""
+def sample_from_nodes(
+    module: nn.Module, rules: Mapping[str, Rule], numbers: Mapping[str, Counted] | None = None
+) -> None:
+    """Make sampled tensors of those parameters and buffers of a module that `rules` names; they hold nodes now.
+
+    `numbers` of the module follow the sizes of axes from now on.
+    """
     own = tuple(sorted({*module._parameters, *module._buffers} & set(rules)))
     _rename(module, {name: name + NODES for name in own})
     base: Any = type(module)
-    module.__class__ = sampled_class(base, own)
-    module.__dict__.update(_rules={name: rules[name] for name in own}, _held=None)
+    module.__class__ = sampled_class(base, own, tuple(sorted(numbers or {})))
+    if numbers:
+        module.__dict__["_numbers"] = dict(numbers)
+    if own:
+        module.__dict__.update(_rules={name: rules[name] for name in own}, _held=None)
     if isinstance(module, SampledNorm):
         for name in STATISTICS:
             module.register_buffer(name + CALIBRATED, None)
+    if isinstance(module, nn.RNNBase):
+        module.__dict__.pop("_flat_weights", None)
+        module._flat_weight_refs = [None] * len(module._flat_weights_names)
 
 
-def ordinary(module: Any) -> None:
-    """The reverse, on a module whose nodes were replaced by values: of the class it had, with sizes as they are."""
-    base, names = module._sampled_from
+def ordinary(module: Any, sizes: Sizes = None) -> None:
+    """The reverse, on a module whose nodes were replaced by values of these sizes (by default the current ones)."""
+    base, names, numbers = module._sampled_from
     own = {name: module.__dict__[name] for name in size_properties(base, names, shape_of)}
+    own |= {name: module._numbers[name].value(sizes) for name in numbers}
     if isinstance(module, SampledNorm):
         for name in STATISTICS:
             del module._buffers[name + CALIBRATED]
-        module.__dict__.pop("_calibrated_at", None)
-    del module.__dict__["_rules"], module.__dict__["_held"]
+    for name in ("_calibrated_at", "_rules", "_held", "_numbers"):
+        module.__dict__.pop(name, None)
     _rename(module, {name + NODES: name for name in names})
     module.__class__ = base
     module.__dict__.update(own)
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()
 
 
 def _rename(module: nn.Module, names: Mapping[str, str]) -> None:

@@ -6,28 +6,30 @@ fold batch norms -> find axes -> reorder channels -> nodes from weights -> compa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from inn_kernels import quadrature as rules
 from inn_kernels.taps import Basis, check_basis
 from integral_nn.coupling.axis_set import AxisSet
+from integral_nn.coupling.calls import ConversionError, Inputs
+from integral_nn.coupling.find import Names, check_network, find_axes_of
+from integral_nn.coupling.plain import plain_copy
 from integral_nn.coupling.proof import fast_paths_off
-from integral_nn.coupling.search import check_network, find_axes
-from integral_nn.coupling.symbolic import ConversionError, call
 from integral_nn.functional import checks
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.channels import Tie
+from integral_nn.layers.numbers import counted_attributes
 from integral_nn.layers.rule import Rule
 from integral_nn.layers.sampled import sample_from_nodes
 from integral_nn.networks.network import IntegralNetwork
 from integral_nn.networks.nodes import nodes_from
 from integral_nn.networks.norms import fold_norms
 from integral_nn.networks.permute import Reordering, apply_orders, reorder_axes
-from integral_nn.networks.plain import bake_parametrizations, copied
+from integral_nn.networks.verify import check_outputs, output_error, tolerance_of
 
 _EXACT = ("trapezoid", "midpoint", "cells")
 
@@ -55,12 +57,13 @@ class Report:
 def convert(
     net: nn.Module,
     example_inputs: Tensor | tuple,
+    kwargs: Mapping[str, Any] | None = None,
     *,
     quadrature: str = "cells",
     permute: bool = True,
     fold: bool = True,
-    ignore: str | Iterable[str] = (),
-    only: str | Iterable[str] | None = None,
+    ignore: Names = (),
+    only: Names | None = None,
     nodes: float | Mapping[str, int | float] | None = None,
     size_range: tuple[float, float] = (0.5, 1.0),
     multiple_of: int = 1,
@@ -69,7 +72,7 @@ def convert(
     kernel: str = "conservative",
     a: float = -0.75,
     boundary: str = "clamp",
-    tolerance: float = 1e-5,
+    tolerance: float | None = None,
     seed: int = 0,
     time_limit: float = 12.0,
     progress: bool = False,
@@ -78,16 +81,17 @@ def convert(
 
     Args:
         net: any `nn.Module`; it is not changed.
-        example_inputs: a tensor, or a tuple of positional inputs, of the shapes the network will see.
+        example_inputs: a tensor, or a tuple of positional inputs, of the shapes the network will see; lists and dicts
+            in it are opened, integers in it are values.
+        kwargs: inputs by name.
         quadrature: "cells" (the weight function integrated over cells: nothing aliases, narrow networks keep most),
             "trapezoid" (the paper's: keeps most where points are tuned, for they may skip what lies between) or
             "midpoint" (points; no channel at the ends weighs half).
         permute: reorder channels to make the weights smooth; needs the package fast-tsp.
         fold: fold batch norms into the layer before them where they may be. Without, their affine parameters and
             running statistics are sampled along the axis (`recalibrate` measures the statistics anew).
-        ignore: axes to leave discrete, by name of the axis, of a layer whose outputs lie along it, or of a tensor it
-            ties; shell wildcards.
-        only: if given, the only axes to make, likewise.
+        ignore, only: axes to leave discrete, or the only ones to make, by names or by classes of modules: see
+            `find_axes`, which shows without converting what there is.
         nodes: nodes of each axis, as {axis: number or share of its channels} or one share for all; default: as many as
             channels. Fewer are fitted by least squares, and full size is then not exact (`report.error` says how far).
         size_range: shares of the channels between which `resample` draws sizes.
@@ -96,9 +100,10 @@ def convert(
         continuous_outputs: let the sizes of the outputs be continuous too.
         kernel, a, boundary: of the basis, see `discretize`. In "conservative" cells at full size are the nodes
             themselves; "bspline" is smoother, for a network that is trained on at random widths.
-        tolerance: largest relative error of the outputs at full size.
+        tolerance: largest relative error of the outputs at full size; default: 1e-5, or 32 roundings of the network's
+            narrowest dtype where that is more.
         seed: of the proof's random weights and of the solver's start.
-        time_limit: seconds the solver may take for all axes together.
+        time_limit: seconds that reordering the channels of all axes together may take, about.
         progress: show a progress bar.
 
     Returns:
@@ -127,32 +132,26 @@ def convert(
     )
     """
     check_network(net)
-    inputs = checks.check_example_inputs(example_inputs)
+    inputs = Inputs(checks.check_example_inputs(example_inputs), checks.check_kwargs(kwargs))
     if quadrature not in _EXACT:
         raise ValueError(f"quadrature must be one of {list(_EXACT)} for an exact conversion, got {quadrature!r}")
-    ignore, only = checks.names_in(ignore, "ignore"), only if only is None else checks.names_in(only, "only")
-    continuous_inputs = checks.check_continuous_inputs(continuous_inputs, inputs)
+    ignored = checks.names_or_classes(ignore, "ignore")
+    wanted = None if only is None else checks.names_or_classes(only, "only")
+    continuous_inputs = checks.check_continuous_inputs(continuous_inputs, inputs.args)
     _check_sizes(nodes, size_range, multiple_of)
     check_basis(Basis(a, boundary, kernel))
+    if tolerance is None:
+        tolerance = tolerance_of(net)
     checks.check_number(tolerance, "tolerance", least=0)
     checks.check_seed(seed)
     checks.check_number(time_limit, "time_limit", above=0)
-    plain = copied(net).eval()
-    bake_parametrizations(plain)
     with fast_paths_off():
-        _check_outputs(plain, inputs)
+        plain = plain_copy(net, inputs)
+        check_outputs(plain, inputs)
         folded = fold_norms(plain, inputs) if fold else []
-        found = find_axes(
-            plain,
-            inputs,
-            ignore=ignore,
-            only=only,
-            continuous_inputs=continuous_inputs,
-            continuous_outputs=continuous_outputs,
-            seed=seed,
-        )
+        found = find_axes_of(plain, inputs, ignored, wanted, continuous_inputs, continuous_outputs, seed)
     if not found.specs:
-        raise ConversionError(f"the network has no continuous axis:\n{found.summary()}")
+        raise ConversionError(f"the network has no continuous axis:\n{found.reasons()}")
     tensors = {n: t.detach() for n, t in [*plain.named_parameters(), *plain.named_buffers()]}
     reordered = reorder_axes(tensors, found, seed=seed, time_limit=time_limit, progress=progress) if permute else {}
     orders = {name: r.order for name, r in reordered.items()}
@@ -163,7 +162,7 @@ def convert(
         found = _with_nodes(found, axes)
     _sample_all(plain, tensors, found, axes, scales)
     model = IntegralNetwork(plain, found, axes)
-    error = _output_error(net, model, inputs, found, orders if continuous_inputs or continuous_outputs else {})
+    error = output_error(net, model, inputs, found, orders if continuous_inputs or continuous_outputs else {})
     if exact and not error <= tolerance:
         raise ConversionError(
             f"the outputs at full size differ by {error:.1e} of the largest output, more than tolerance={tolerance:g}; "
@@ -186,18 +185,6 @@ def _check_sizes(nodes: object, size_range: object, multiple_of: object) -> None
     if size_range[0] > size_range[1]:
         raise ValueError(f"size_range must be shares (low, high) with low <= high, got {size_range!r}")
     checks.check_count(multiple_of, "multiple_of")
-
-
-@torch.no_grad()
-def _check_outputs(net: nn.Module, inputs: tuple) -> None:
-    """Raise where outputs are NaN: nothing could be proved of them."""
-    try:
-        out = call(net, {}, inputs)
-    except Exception:  # tracing says which operation
-        return
-    for index, value in enumerate(out):
-        if not value.is_meta and bool(torch.isnan(value).any()):
-            raise ConversionError(f"the network returns NaN for example_inputs (tensor {index} of its outputs)")
 
 
 def _make_axes(
@@ -255,11 +242,12 @@ def _sample_all(
             rule = Rule(ties[name], axes, scales, geometric=name.rpartition(".")[2] == "running_var")
             tensor.data = nodes_from(tensors[name], rule, channels)
             rules[id(tensor)] = rule
+    numbers = counted_attributes(net, found.numbers, axes)
     for module in list(net.modules()):
         there = {**module._parameters, **module._buffers}
         own = {leaf: rules[id(tensor)] for leaf, tensor in there.items() if id(tensor) in rules}
-        if own:
-            sample_from_nodes(module, own)
+        if own or id(module) in numbers:
+            sample_from_nodes(module, own, numbers.get(id(module)))
 
 
 def _with_nodes(found: AxisSet, axes: dict[str, Axis]) -> AxisSet:
@@ -270,46 +258,3 @@ def _with_nodes(found: AxisSet, axes: dict[str, Axis]) -> AxisSet:
         return replace(tie, layout=replace(tie.layout, segments=tuple(parts)))
 
     return replace(found, ties=[renewed(t) for t in found.ties])
-
-
-def _reordered(tensor: Tensor, dim: int, source: Tensor) -> Tensor:
-    return tensor.index_select(dim, source.to(tensor.device))
-
-
-@torch.no_grad()
-def _output_error(
-    net: nn.Module, model: IntegralNetwork, inputs: tuple, found: AxisSet, orders: dict[str, Tensor]
-) -> float:
-    """Largest relative difference of the outputs, on the example inputs and on noise of their shapes."""
-    was = {m: m.training for m in net.modules()}
-    net.eval(), model.eval()
-    generator = torch.Generator().manual_seed(0)
-    flat, spec = torch.utils._pytree.tree_flatten(inputs)
-    noise = [
-        torch.rand(x.shape, generator=generator).to(x) if isinstance(x, Tensor) and x.is_floating_point() else x
-        for x in flat
-    ]
-    worst = 0.0
-    try:
-        for given in (inputs, torch.utils._pytree.tree_unflatten(noise, spec)):
-            expected = call(net, {}, given)
-            have_inputs = list(torch.utils._pytree.tree_flatten(given)[0])
-            for tie in found.ties:
-                live = {a: orders[a] for a in tie.axes if a in orders}
-                if tie.tensor.startswith("input:") and live:
-                    i = int(tie.tensor[6:])
-                    have_inputs[i] = _reordered(have_inputs[i], tie.dim, tie.layout.source(live))
-            out = call(model, {}, torch.utils._pytree.tree_unflatten(have_inputs, spec))
-            for index, dim, layout in found.outputs:
-                live = {a: orders[a] for a in layout.axes if a in orders}
-                expected[index] = _reordered(expected[index], dim, layout.source(live))
-            for want, have in zip(expected, out):
-                finite = torch.isfinite(want) if want.is_floating_point() else torch.zeros(0, dtype=torch.bool)
-                largest = float(want[finite].abs().max()) if bool(finite.any()) else 0.0
-                if largest > 0:
-                    error = float((want - have)[finite].abs().max()) / largest
-                    worst = worst if error <= worst else error  # NaN stays
-    finally:
-        for module, mode in was.items():
-            module.training = mode
-    return worst

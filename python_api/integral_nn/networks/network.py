@@ -20,43 +20,20 @@ from inn_kernels import transforms
 from integral_nn.coupling.axis_set import AxisSet
 from integral_nn.functional import checks
 from integral_nn.layers.axis import Axis
+from integral_nn.layers.axis_part import has_parts
 from integral_nn.layers.base import IntegralLayer
+from integral_nn.layers.draws import Draw, check_draw, ratio
 from integral_nn.layers.held import CALIBRATED, held, sample_modules
 from integral_nn.layers.module_sizes import update_sizes
 from integral_nn.layers.rule import Sizes
-from integral_nn.layers.sampled import Sampled, SampledNorm, ordinary, shape_of
+from integral_nn.layers.sampled import Resized, ordinary, shape_of
 from integral_nn.layers.scheme import NODES, Kept, nodes_of
 from integral_nn.networks.hand_built import axes_of_layers
+from integral_nn.networks.loading import finish_loading, level_names
+from integral_nn.networks.named_axes import AxisTable
 from integral_nn.networks.tree import Tree
 
 Size = Union[float, Mapping[str, Union[int, float]]]
-
-
-class AxisTable(Mapping[str, Axis]):
-    """The axes of a network by name; printed, what each ties and why other dimensions are discrete."""
-
-    def __init__(self, axes: dict[str, Axis], found: AxisSet) -> None:
-        self._axes = axes
-        self.found = found
-
-    def __getitem__(self, name: str) -> Axis:
-        if name not in self._axes:
-            raise KeyError(f"no axis {name!r}; there are {list(self._axes)}")
-        return self._axes[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._axes)
-
-    def __len__(self) -> int:
-        return len(self._axes)
-
-    def ties(self, name: str) -> list[str]:
-        """The dimensions along an axis, as "conv1.weight[0]"."""
-        return [f"{tie.tensor}[{tie.dim}]" for tie in self.found.ties_of(name)]
-
-    def __repr__(self) -> str:
-        sizes = ", ".join(f"{name} {axis.size}/{axis.nodes}" for name, axis in self._axes.items())
-        return f"{self.found.summary()}\nsizes now: {sizes}"
 
 
 class IntegralNetwork(nn.Module):
@@ -97,6 +74,7 @@ class IntegralNetwork(nn.Module):
         self._axes = dict(axes)
         self._tree = Tree()
         self._scheme = Kept()
+        self.register_load_state_dict_post_hook(finish_loading)
 
     # axes ------------------------------------------------------------------------------------------------------
 
@@ -148,23 +126,44 @@ class IntegralNetwork(nn.Module):
         return sizes
 
     def resample(
-        self, generator: torch.Generator | None = None, *, common: bool = False, optimizer: Optimizer | None = None
+        self,
+        generator: Draw = None,
+        *,
+        seed: int | None = None,
+        common: bool = False,
+        optimizer: Optimizer | None = None,
     ) -> dict[str, int]:
-        """Draw random sizes for this step (Algorithm 1): each axis its own, or `common`, all at one ratio.
+        """Draw random sizes for this step (Algorithm 1). Returns all sizes.
 
-        Sizes come from each axis's `size_range`, in multiples of its `multiple_of`. Returns them. `optimizer`: as in
-        `resize`.
+        They come from each axis's `size_range`, in multiples of its `multiple_of`. `resample(step)` with the number of
+        the training step draws the same sizes on every rank and pipeline stage, in a recomputation and after a restart:
+        they are a function of `seed`, the step and the name of the axis, whatever else was drawn.
+
+        Args:
+            generator: where they are drawn from (default: PyTorch's global one), or the number of the training step.
+            seed: of sizes drawn by step; default 0.
+            common: all axes at one ratio, in place of each its own.
+            optimizer: as in `resize`.
+
+        >>> import torch, integral_nn as inn
+        >>> width = inn.Axis(32)
+        >>> layers = torch.nn.Sequential(inn.IntegralLinear(8, width), torch.nn.ReLU(), inn.IntegralLinear(width, 2))
+        >>> model = inn.IntegralNetwork(layers)
+        >>> [model.resample(step)["0"] for step in (0, 1, 2, 0)]
+        [23, 18, 31, 23]
         """
-        checks.check_optional(generator, torch.Generator, "generator")
+        check_draw(generator, seed)
         checks.check_optional(optimizer, Optimizer, "optimizer")
-        steps = [(axis, *axis._steps()) for axis in self._axes.values()]
-        ratio = float(torch.rand((), generator=generator)) if common else None
-        for axis, first, last in steps:
-            if ratio is None:
-                axis.resample(generator, optimizer)
+        for axis in self._axes.values():
+            axis._steps()
+        together = ratio(generator, seed, "") if common else None
+        for name, axis in self._axes.items():
+            if together is not None:
+                axis.resize(axis._between(together), optimizer)
+            elif isinstance(generator, int):
+                axis.resize(axis._between(ratio(generator, seed, name)), optimizer)
             else:
-                count = first + min(int(ratio * (last - first + 1)), last - first)
-                axis.resize(axis.multiple_of * count, optimizer)
+                axis.resample(generator, optimizer)
         return self.sizes
 
     # calls -----------------------------------------------------------------------------------------------------
@@ -217,6 +216,8 @@ class IntegralNetwork(nn.Module):
         if any(hasattr(nodes, "device_mesh") for nodes in self.nodes().values()):
             raise RuntimeError("a plain network needs whole parameters, got shards: gather them first")
         sampling = self._sampling()
+        if any(has_parts(list(module._rules.values())) for module in sampling):
+            raise RuntimeError("a plain network needs whole layers, got parts: load their state into a whole model")
         converted = [module for module in sampling if not isinstance(module, IntegralLayer)]
         memo |= {id(m): m.discretize(sizes) for m in sampling if isinstance(m, IntegralLayer)}
         with torch.autocast(next(iter(self.net.parameters())).device.type, enabled=False):
@@ -234,8 +235,8 @@ class IntegralNetwork(nn.Module):
             for name, child in list(module.named_children()):
                 if isinstance(child, Axis):
                     delattr(module, name)
-            if isinstance(module, Sampled):
-                ordinary(module)
+            if isinstance(module, Resized):
+                ordinary(module, sizes)
                 own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
                 shapes |= {f"{path}.{leaf}".lstrip("."): tuple(tensor.shape) for leaf, tensor in own}
         update_sizes(plain, shapes)
@@ -308,15 +309,16 @@ class IntegralNetwork(nn.Module):
         checks.check_instance(state_dict, Mapping, "state_dict")
         state_dict = self._renamed(state_dict)
         checks.try_loading(self, state_dict, strict, assign)
-        result = super().load_state_dict(state_dict, strict, assign)
-        device = next(iter(self.net.parameters())).device
-        for axis in self._axes.values():
-            axis.to(device)
-        for module in self._sampling():
-            if isinstance(module, SampledNorm):
-                values, _ = module.calibration()
-                module.calibrate(values, {axis: axis.size for axis in self._axes.values()})
-        return result
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list
+    ) -> None:
+        level_names(self, state_dict, prefix)
+        if not checks.is_shell(self):  # within another module, too, before anything of the network is written
+            own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+            checks.try_loading(self, own, False, local_metadata.get("assign_to_params_buffers", False))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     def _renamed(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
         old = {f"net.{name}": f"net.{name}{NODES}" for name in self.nodes()}

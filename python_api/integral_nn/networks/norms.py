@@ -7,15 +7,16 @@ anything but its norm is not looked up but tried: the folded network must return
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from integral_nn.coupling.calls import Inputs, call
+from integral_nn.coupling.groups import failing
 from integral_nn.coupling.proof import Probe
-from integral_nn.coupling.symbolic import call
 from integral_nn.functional import checks
 from integral_nn.layers.sampled import SampledNorm
 from integral_nn.layers.scheme import STATISTICS
@@ -25,7 +26,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
 
 
-def fold_norms(net: nn.Module, inputs: tuple) -> list[str]:
+def fold_norms(net: nn.Module, inputs: Inputs) -> list[str]:
     """Fold batch norms of `net` into the layers before them, in place. Returns the names of those folded.
 
     A norm stays that reads anything but one linear layer, whose layer feeds anything else, or that has no statistics.
@@ -35,7 +36,7 @@ def fold_norms(net: nn.Module, inputs: tuple) -> list[str]:
         return []
     probe = Probe(net, inputs)
 
-    def unchanged(some: list[tuple[str, str]]) -> bool:
+    def unchanged(some: Sequence[tuple[str, str]]) -> bool:
         trial = copy.deepcopy(probe.net)
         values = dict(trial.named_parameters()) | dict(trial.named_buffers())
         with torch.no_grad():
@@ -43,18 +44,20 @@ def fold_norms(net: nn.Module, inputs: tuple) -> list[str]:
                 values[name].copy_(value)
             try:
                 _fold(trial, some)
-                out = [t for t in call(trial, {}, probe.inputs) if t.is_floating_point()]
+                with probe.precision():
+                    out = call(trial, {}, probe.inputs)
             except Exception:
                 return False
         errors = [(x - y).abs().max() / x.abs().max() for x, y in zip(probe.base, out)]
         return all(float(e) <= probe.tolerance for e in errors)
 
-    good = pairs if unchanged(pairs) else [pair for pair in pairs if unchanged([pair])]
+    bad = set(failing(pairs, unchanged))
+    good = [pair for pair in pairs if pair not in bad]
     _fold(net, good)
     return [norm for _, norm in good]
 
 
-def _pairs(net: nn.Module, inputs: tuple) -> list[tuple[str, str]]:
+def _pairs(net: nn.Module, inputs: Inputs) -> list[tuple[str, str]]:
     """(layer, norm) where the norm was given the very tensor that the layer returned, each called once."""
     made: list[tuple[str, Tensor]] = []
     pairs: list[tuple[str, str]] = []
@@ -76,14 +79,14 @@ def _pairs(net: nn.Module, inputs: tuple) -> list[tuple[str, str]]:
             if isinstance(module, (*_NORMS, *_LINEAR)):
                 handles.append(module.register_forward_hook(note(name)))
         with torch.no_grad():
-            net(*inputs)
+            net(*inputs.args, **inputs.kwargs)
     finally:
         for handle in handles:
             handle.remove()
     return [(layer, norm) for layer, norm in pairs if calls[layer] == calls[norm] == 1]
 
 
-def _fold(net: nn.Module, pairs: list[tuple[str, str]]) -> None:
+def _fold(net: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
     for layer_name, norm_name in pairs:
         layer, norm = net.get_submodule(layer_name), net.get_submodule(norm_name)
         assert isinstance(norm, nn.modules.batchnorm._BatchNorm)

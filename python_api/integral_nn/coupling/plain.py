@@ -9,7 +9,19 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from integral_nn.coupling.symbolic import ConversionError
+from integral_nn.coupling.calls import ConversionError, Inputs
+from integral_nn.coupling.computed import bake_computed_weights
+
+
+def plain_copy(net: nn.Module, inputs: Inputs) -> nn.Module:
+    """A copy in eval mode whose layers have ordinary weights, with tensors of its own."""
+    plain = copied(net).eval()
+    bake_parametrizations(plain)
+    try:
+        bake_computed_weights(plain, inputs)
+    except Exception:  # of the network itself: tracing says which operation
+        return plain
+    return plain
 
 
 def copied(net: nn.Module) -> nn.Module:
@@ -35,5 +47,8 @@ def bake_parametrizations(net: nn.Module) -> None:
             values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore
             del module._modules["parametrizations"]
             module.__class__ = type(module).__bases__[0]
+            hooks = module._load_state_dict_pre_hooks
+            for key in [k for k, hook in hooks.items() if "weight_norm" in str(getattr(hook, "hook", hook))]:
+                del hooks[key]  # it would look for the parametrization
             for name, value in values.items():
                 module.register_parameter(name, nn.Parameter(value))

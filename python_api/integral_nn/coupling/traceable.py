@@ -1,0 +1,48 @@
+"""Operations that read sizes as numbers, replaced while a network is traced by others that tie the same sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+_FILLED = {torch.zeros, torch.ones, torch.empty, torch.full}
+_NORMS = {torch.instance_norm, F.instance_norm}
+_GATES = {torch.lstm_cell: 4, torch.gru_cell: 3, torch.rnn_tanh_cell: 1, torch.rnn_relu_cell: 1}
+
+
+class traceable(TorchFunctionMode):
+    """While active, results have the shapes that they would have, and other values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _NORMS:
+            x, *vectors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+            for vector in vectors:
+                x = x + vector.reshape(vector.shape + (1,) * (x.dim() - 2))
+            return x
+        if func in _GATES:
+            return _cell(_GATES[func], *args, **kwargs)
+        if func in _FILLED:  # sizes that tensors hold
+            args = tree_map(lambda x: int(x) if isinstance(x, Tensor) else x, args)
+        return func(*args, **kwargs)
+
+
+def _cell(
+    count: int,
+    x: Tensor,
+    state: Any,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Any:
+    """A step of a recurrent cell with so many gates: what all of them have in common."""
+    states = state if isinstance(state, (tuple, list)) else [state]
+    gates = F.linear(x, w_ih, b_ih) + F.linear(states[0], w_hh, b_hh)
+    result = sum([*gates.chunk(count, 1), *states])
+    return (result, result) if len(states) > 1 else result

@@ -1,0 +1,1 @@
+"""What training on many devices needs: sizes that agree, points that stay alike, groups of parameters."""

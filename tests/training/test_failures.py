@@ -1,0 +1,92 @@
+"""A rank that dies or stays away, a run that goes on after it, and what was written until then."""
+
+import datetime
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import integral_nn as inn
+from models import blocks, by_hand, make
+from ranks import Ranks
+from test_checkpoints import load, optimizer_of, save, steps, values
+
+WRAPS = {"blocks": blocks, "ddp": DistributedDataParallel}
+LIMIT = 5.0  # seconds
+
+
+def train_and_die(rank, folder):
+    """Six unbroken steps, then a run of three that are saved, and one in which rank 1 dies."""
+    for wrap in WRAPS.values():
+        model = make("by hand", True)
+        called, optimizer = wrap(model), optimizer_of(model)
+        steps(called, model, optimizer, rank, 2, range(6))
+        found = values(model, optimizer)
+        torch.save(found, f"{folder}/{wrap.__name__}.pt") if rank == 0 else None
+    for name, wrap in WRAPS.items():
+        model = make("by hand", True)
+        called, optimizer = wrap(model), optimizer_of(model)
+        steps(called, model, optimizer, rank, 2, range(3))
+        save(model, optimizer, f"{folder}/{name}")
+    if rank == 1:
+        model.net[2].register_forward_hook(lambda *_: os._exit(1))
+    before = [p.detach().clone() for p in model.parameters()]
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"(?i)connection|closed|reset|timed out"):
+        steps(called, model, optimizer, rank, 2, range(3, 5))
+    with pytest.raises(RuntimeError, match="did not tell its sizes"):
+        inn.check_sizes(model)
+    assert time.monotonic() - start < 3 * LIMIT
+    return all(torch.equal(p, old) for p, old in zip(model.parameters(), before))
+
+
+def go_on(rank, folder, name):
+    wrap = WRAPS[name]
+    torch.manual_seed(rank)
+    model = make("by hand", True)
+    called, optimizer = wrap(model), optimizer_of(model)
+    inn.check_checkpoint(called, f"{folder}/{name}")
+    load(model, optimizer, f"{folder}/{name}")
+    steps(called, model, optimizer, rank, 2, range(3, 6))
+    expected = torch.load(f"{folder}/{wrap.__name__}.pt")
+    found = values(model, optimizer)
+    return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+
+
+@pytest.fixture(scope="module")
+def wreck(tmp_path_factory):
+    """What a run left behind that lost a rank; and what the other rank saw."""
+    folder = tmp_path_factory.mktemp("wreck")
+    pair = Ranks(folder, timeout=LIMIT)
+    alive, dead = pair.answers(train_and_die, str(folder))
+    pair.close()
+    return folder, alive, dead
+
+
+def test_a_rank_that_dies_is_an_error_on_the_other(wreck):
+    _, (good, unchanged), (good_too, said) = wreck
+    assert good and unchanged, unchanged
+    assert not good_too and said == "no answer"
+
+
+@pytest.mark.parametrize("name", WRAPS)
+def test_a_killed_run_goes_on_as_if_unbroken(ranks, wreck, name):
+    assert all(ranks(go_on, str(wreck[0]), name))
+
+
+def stay_away(rank):
+    group = dist.new_group(timeout=datetime.timedelta(seconds=2))
+    if rank == 1:
+        time.sleep(3)
+        return "asleep"
+    with pytest.raises(RuntimeError) as caught:
+        inn.check_sizes(by_hand(), group)
+    return str(caught.value)
+
+
+def test_a_rank_that_stays_away_is_an_error_in_time(ranks):
+    said, _ = ranks(stay_away)
+    assert "did not tell its sizes" in said
