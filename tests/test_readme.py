@@ -4,6 +4,7 @@ import copy
 import doctest
 import functools
 import re
+import runpy
 import sys
 import types
 from pathlib import Path
@@ -38,6 +39,13 @@ def test_files_named_exist(page):
     paths = re.findall(r"`((?:inn_kernels|python_api|csrc|tests|bench|docs|examples)/[\w./-]+)`", text)
     missing = [p for p in links + paths if not (ROOT / page).parent.joinpath(p).exists() and not (ROOT / p).exists()]
     assert not missing
+    assert not [p for p in links if (ROOT / page).parent.joinpath(p).is_dir()]  # which a site cannot show
+
+
+def test_every_page_is_in_the_sites_navigation():
+    site = runpy.run_path(str(ROOT / "docs" / "conf.py"))
+    pages = {str(page.relative_to(ROOT).with_suffix("")) for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]}
+    assert {"README", *site["PAGES"], *(f"docs/gallery/{name}" for name in site["GALLERY"])} == pages
 
 
 def test_results_are_the_csvs(monkeypatch):
