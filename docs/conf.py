@@ -33,8 +33,21 @@ NAVIGATION = """
 {pages}
 ```
 """
-PAGES = ("docs/gallery/index", "docs/api", "docs/coming_from", "docs/support", "docs/design", "docs/numerics",
-         "docs/paper", "docs/bench", "docs/gpu", "docs/migrating", "CONTRIBUTING", "CHANGELOG")  # fmt: skip
+PAGES = (
+    "docs/gallery/index",
+    "docs/api",
+    "docs/coming_from",
+    "docs/support",
+    "docs/design",
+    "docs/numerics",
+    "docs/paper",
+    "docs/bench",
+    "docs/gpu",
+    "docs/scaling",
+    "docs/migrating",
+    "CONTRIBUTING",
+    "CHANGELOG",
+)
 GALLERY = ("quadratures", "any_width", "pitch_tracker", "on_request", "growing", "two_processes")
 
 

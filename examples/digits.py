@@ -180,9 +180,7 @@ def main() -> None:
         )
     print(f"Right answers on {len(test_labels)} test pictures; one set of nodes, nothing trained again after a cut.")
     print(f"Picture: {options.figure}. Total time: {time.perf_counter() - start:.0f} s.")
-    print(
-        "Try next: python examples/serve.py (a width for each request), or inn.convert on a network of yours (README)."
-    )
+    print("Try next: the programs of docs/gallery (make gallery), or inn.convert on a network of yours (README).")
 
 
 def draw(lines: list[Line], path: Path) -> None:

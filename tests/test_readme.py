@@ -1,8 +1,12 @@
 """README says what is so: its example runs and prints what it shows, its links exist, its numbers are the CSV's."""
 
+import copy
 import doctest
+import functools
 import re
+import runpy
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -35,6 +39,13 @@ def test_files_named_exist(page):
     paths = re.findall(r"`((?:inn_kernels|python_api|csrc|tests|bench|docs|examples)/[\w./-]+)`", text)
     missing = [p for p in links + paths if not (ROOT / page).parent.joinpath(p).exists() and not (ROOT / p).exists()]
     assert not missing
+    assert not [p for p in links if (ROOT / page).parent.joinpath(p).is_dir()]  # which a site cannot show
+
+
+def test_every_page_is_in_the_sites_navigation():
+    site = runpy.run_path(str(ROOT / "docs" / "conf.py"))
+    pages = {str(page.relative_to(ROOT).with_suffix("")) for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]}
+    assert {"README", *site["PAGES"], *(f"docs/gallery/{name}" for name in site["GALLERY"])} == pages
 
 
 def test_results_are_the_csvs(monkeypatch):
@@ -83,6 +94,35 @@ def test_what_runs_where_was_tried(monkeypatch, threads):
     page = support.PAGE.read_text()
     assert support.redrawn(page) == page
     assert "differs" not in page
+
+
+class Network(torch.nn.Module):
+    """What docs/coming_from.md calls net: its layers have the names that the page uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.fc = torch.nn.Conv2d(3, 16, 3), torch.nn.BatchNorm2d(16), torch.nn.Linear(16, 10)
+        self.conv2 = torch.nn.Conv2d(16, 16, 3)
+
+    def forward(self, x):
+        return self.fc(self.conv2(self.bn(self.conv(x)).relu()).relu().mean((2, 3)))
+
+
+def test_the_calls_beside_those_of_others_run(threads):
+    import integral_nn
+
+    threads(1)
+    inn = types.SimpleNamespace(**vars(integral_nn))
+    inn.convert = functools.partial(integral_nn.convert, time_limit=0.1)
+    rows = re.findall(r"^\|.*\| (.*) \|$", (ROOT / "docs" / "coming_from.md").read_text(), re.M)
+    calls = [span for row in rows for span in re.findall(r"`([^`]+)`", row)]
+    calls = [call for call in calls if re.match(r"(model = )?(inn|model)\.", call)]
+    assert len(calls) > 25
+    net, x = Network().eval(), torch.randn(2, 3, 8, 8)
+    model = inn.convert(net, x, fold=False)
+    known = {"net": net, "x": x, "batches": [x] * 2, "loss_fn": lambda model, batch: model(batch).square().mean()}
+    for call in calls:
+        exec(call, known | {"inn": inn, "model": copy.deepcopy(model), "function": torch.sin})
 
 
 def test_every_public_name_is_in_the_reference():

@@ -21,7 +21,7 @@ PAGE = """\
 
 ![{title}]({name}.png)
 
-What it printed, in {seconds:.0f} s on one thread:
+What it printed, in {seconds:.1f} s on one thread:
 
 ```text
 {printed}

@@ -40,7 +40,7 @@ def main(quick: bool = False):
     equal = copy.deepcopy(model)
     equal.resize(KEEP)
     scores["equal points"] = pitch_accuracy(equal.discretize(), *test)
-    inn.tune_partitions(model, loss, batches, sizes=KEEP, steps=2 if quick else 150)
+    inn.tune_partitions(model, loss, batches, sizes=KEEP, steps=2 if quick else 100)
     scores["tuned points"] = pitch_accuracy(model.discretize(), *test)
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")

@@ -1,9 +1,9 @@
 """Two processes train one network.
 
 An integral network is a module like any other, so DistributedDataParallel wraps it as it stands: what the processes
-send each other are the gradients of the nodes, whatever width a step runs at. Both draw the same widths, from
-generators of the same seed. Two processes with half of the batch each end where one process with the whole batch
-does, up to round-off.
+send each other are the gradients of the nodes, whatever width a step runs at. Both draw the same widths, for those of
+`resample(step)` are a function of the step. Two processes with half of the batch each end where one process with the
+whole batch does, up to round-off.
 """
 
 import tempfile
@@ -24,8 +24,8 @@ def losses(model, inner, rank: int, processes: int, steps: int) -> list[float]:
     draw = torch.Generator().manual_seed(1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     found = []
-    for _ in range(steps):
-        inner.resample(draw)
+    for step in range(steps):
+        inner.resample(step)
         batch = torch.randint(len(y), (128,), generator=draw).chunk(processes)[rank]
         loss = F.cross_entropy(model(x[batch]), y[batch])
         optimizer.zero_grad()

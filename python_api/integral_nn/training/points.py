@@ -20,7 +20,7 @@ def replicate_points(model: nn.Module, mesh: Any = None) -> set[nn.Parameter]:
 
     `fully_shard` gives each parameter to one block, but an axis belongs to every layer along it: leave the points to
     this function. They become replicated DTensors, with the values of the mesh's first rank: optimizers, clipping and
-    checkpoints treat them as they treat the shards.
+    checkpoints treat them as they treat the shards::
 
         points = inn.replicate_points(model, mesh)
         for block in blocks:
