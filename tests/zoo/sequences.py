@@ -136,6 +136,14 @@ class NumberedEncoder(nn.Module):
         return self.head(x.mean(1))
 
 
+class TiedDecoder(GatedDecoder):
+    """The embedding's table is the head's weight."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.head.weight = self.embed.weight
+
+
 def _encoder_of_torch() -> nn.Module:
     layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True, dropout=0.0)
     layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
@@ -143,6 +151,9 @@ def _encoder_of_torch() -> nn.Module:
 
 
 FAMILIES = {
+    "an embedding tied to the head": Family(
+        TiedDecoder, tokens(5, 17), {"embed": 16, "blocks.0.attend.query": 3, "blocks.0.gate": 20}
+    ),
     "weights the other way round": Family(SplitDecoder, tokens(5, 17), {"attention.attend": 4, "up": 40, "words": 16}),
     "a number of heads": Family(NumberedEncoder, features(5, 6), {"embed": 3, "up": 32}),
     "attention of torch.nn": Family(

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from inn_kernels import quadrature as rules
 from inn_kernels.taps import Basis, check_basis
 from integral_nn.coupling.axis_set import AxisSet
-from integral_nn.coupling.calls import ConversionError, Inputs
+from integral_nn.coupling.calls import ConversionError, Inputs, named_tensors
 from integral_nn.coupling.find import Names, check_network, find_axes_of
 from integral_nn.coupling.plain import plain_copy
 from integral_nn.coupling.proof import fast_paths_off
@@ -152,7 +153,7 @@ def convert(
         found = find_axes_of(plain, inputs, ignored, wanted, continuous_inputs, continuous_outputs, seed)
     if not found.specs:
         raise ConversionError(f"the network has no continuous axis:\n{found.reasons()}")
-    tensors = {n: t.detach() for n, t in [*plain.named_parameters(), *plain.named_buffers()]}
+    tensors = {name: tensor.detach() for name, tensor in named_tensors(plain).items()}
     reordered = reorder_axes(tensors, found, seed=seed, time_limit=time_limit, progress=progress) if permute else {}
     orders = {name: r.order for name, r in reordered.items()}
     tensors = apply_orders(tensors, found, orders)
@@ -231,23 +232,35 @@ def _sample_all(
     axes: Mapping[str, Axis],
     scales: Mapping[str, float],
 ) -> None:
-    """Let every module sample those of its tensors that run along an axis, from nodes made of `tensors`."""
+    """Let every module sample those of its tensors that run along an axis, from nodes made of `tensors`.
+
+    Modules that have a tensor in common have its nodes in common, and sample each in its own way: an embedding whose
+    table is a head's weight takes no quadrature where the head does. Where both cannot have the same nodes, at the ends
+    of a trapezoid, the head gets its own.
+    """
     ties: dict[str, list[Tie]] = {}
     for tie in found.ties:
         ties.setdefault(tie.tensor, []).append(tie)
     channels = {name: spec.nodes for name, spec in found.specs.items()}
-    rules: dict[int, Rule] = {}
-    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:  # one of several modules: its first name
-        if name in ties:
-            rule = Rule(ties[name], axes, scales, geometric=name.rpartition(".")[2] == "running_var")
-            tensor.data = nodes_from(tensors[name], rule, channels)
-            rules[id(tensor)] = rule
     numbers = counted_attributes(net, found.numbers, axes)
+    made: dict[int, Tensor] = {}  # nodes of a tensor that several modules have
+    rules: dict[int, dict[str, Rule]] = {}
+    for path, module in net.named_modules():
+        for table in (module._parameters, module._buffers):
+            for leaf, tensor in table.items():
+                name = f"{path}.{leaf}" if path else leaf
+                if tensor is None or name not in ties:
+                    continue
+                rule = Rule(ties[name], axes, scales, geometric=leaf == "running_var")
+                nodes = nodes_from(tensors[name], rule, channels)
+                if not torch.equal(made.setdefault(id(tensor), nodes), nodes):  # other points weigh otherwise here
+                    table[leaf] = nn.Parameter(nodes, tensor.requires_grad)
+                rules.setdefault(id(module), {})[leaf] = rule
+    for tensor in named_tensors(net).values():
+        tensor.data = made.get(id(tensor), tensor.data)
     for module in list(net.modules()):
-        there = {**module._parameters, **module._buffers}
-        own = {leaf: rules[id(tensor)] for leaf, tensor in there.items() if id(tensor) in rules}
-        if own or id(module) in numbers:
-            sample_from_nodes(module, own, numbers.get(id(module)))
+        if id(module) in rules or id(module) in numbers:
+            sample_from_nodes(module, rules.get(id(module), {}), numbers.get(id(module)))
 
 
 def _with_nodes(found: AxisSet, axes: dict[str, Axis]) -> AxisSet:
