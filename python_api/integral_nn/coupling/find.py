@@ -63,7 +63,7 @@ def find_axes(
     free = checks.check_continuous_inputs(continuous_inputs, inputs.args)
     checks.check_seed(seed)
     with fast_paths_off():
-        return find_axes_of(plain_copy(net, inputs), inputs, ignored, wanted, free, continuous_outputs, seed)
+        return find_axes_of(plain_copy(net, inputs)[0], inputs, ignored, wanted, free, continuous_outputs, seed)
 
 
 def find_axes_of(

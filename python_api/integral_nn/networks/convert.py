@@ -44,11 +44,15 @@ class Report:
     folded: list[str]
     """Batch norms folded into the layer before."""
     reordered: dict[str, Reordering] = field(default_factory=dict)
+    computed: list[str] = field(default_factory=list)
+    """Layers that computed their weight in forward, and are ordinary ones with what they computed now."""
 
     def __str__(self) -> str:
         lines = [f"relative error of the outputs at full size: {self.error:.1e}"]
         if self.folded:
             lines.append(f"{len(self.folded)} batch norms folded")
+        if self.computed:
+            lines.append(f"{len(self.computed)} layers have the weights they computed in forward")
         for name, r in self.reordered.items():
             share = r.after / r.before if r.before else 1.0
             lines.append(f"  {name}: total variation {r.before:.4g} -> {r.after:.4g} ({share:.0%})")
@@ -147,7 +151,7 @@ def convert(
     checks.check_seed(seed)
     checks.check_number(time_limit, "time_limit", above=0)
     with fast_paths_off():
-        plain = plain_copy(net, inputs)
+        plain, computed = plain_copy(net, inputs)
         check_outputs(plain, inputs)
         folded = fold_norms(plain, inputs) if fold else []
         found = find_axes_of(plain, inputs, ignored, wanted, continuous_inputs, continuous_outputs, seed)
@@ -169,7 +173,7 @@ def convert(
             f"the outputs at full size differ by {error:.1e} of the largest output, more than tolerance={tolerance:g}; "
             "if the network amplifies rounding that much, convert it in float64 or raise the tolerance"
         )
-    model.report = Report(error, folded, reordered)
+    model.report = Report(error, folded, reordered, computed)
     return model.train(net.training)
 
 
