@@ -137,17 +137,17 @@ class NumberedEncoder(nn.Module):
 
 
 class FusedHeads(nn.Module):
-    """Attention by one fused operation; keys and values have fewer heads than queries, and no bias where those do."""
+    """Attention by one fused operation, which does not compare the heads that it is given."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.query, self.out = nn.Linear(6, 10), nn.Linear(10, 24), nn.Linear(24, 3)
+        self.embed, self.query, self.out = nn.Linear(6, 10), nn.Linear(10, 12), nn.Linear(12, 3)
         self.key, self.value = nn.Linear(10, 12, bias=False), nn.Linear(10, 12)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x).tanh()
         q, k, v = (f(x).unflatten(-1, (-1, 4)).transpose(1, 2) for f in (self.query, self.key, self.value))
-        x = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        x = F.scaled_dot_product_attention(q, k, v)
         return self.out(x.transpose(1, 2).flatten(2))
 
 
@@ -166,7 +166,7 @@ def _encoder_of_torch() -> nn.Module:
 
 
 FAMILIES = {
-    "fused attention, shared keys": Family(FusedHeads, features(5, 6), {"embed": 10, "query": 3}),
+    "fused attention": Family(FusedHeads, features(5, 6), {"embed": 10, "query": 3}),
     "an embedding tied to the head": Family(
         TiedDecoder, tokens(5, 17), {"embed": 16, "blocks.0.attend.query": 3, "blocks.0.gate": 20}
     ),
