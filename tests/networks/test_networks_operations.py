@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import integral_nn as inn
+from integral_nn.coupling.calls import Inputs
 from integral_nn.coupling.proof import Probe
 
 torch.set_num_threads(1)
@@ -79,7 +80,7 @@ def test_proofs_tell_right_from_wrong():
 
     net = Between(F.relu).eval()
     found = inn.find_axes(net, X)
-    probe = Probe(net, (X,))
+    probe = Probe(net, Inputs((X,), {}))
     axes = {"first": (8, 1)}
     assert probe.tolerance < 1e-8
     assert probe.permuted(found.ties, axes) <= probe.tolerance

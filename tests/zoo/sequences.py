@@ -136,6 +136,29 @@ class NumberedEncoder(nn.Module):
         return self.head(x.mean(1))
 
 
+class FusedHeads(nn.Module):
+    """Attention by one fused operation, which does not compare the heads that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.query, self.out = nn.Linear(6, 10), nn.Linear(10, 12), nn.Linear(12, 3)
+        self.key, self.value = nn.Linear(10, 12, bias=False), nn.Linear(10, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).tanh()
+        q, k, v = (f(x).unflatten(-1, (-1, 4)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+class TiedDecoder(GatedDecoder):
+    """The embedding's table is the head's weight."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.head.weight = self.embed.weight
+
+
 def _encoder_of_torch() -> nn.Module:
     layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True, dropout=0.0)
     layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
@@ -143,6 +166,10 @@ def _encoder_of_torch() -> nn.Module:
 
 
 FAMILIES = {
+    "fused attention": Family(FusedHeads, features(5, 6), {"embed": 10, "query": 3}),
+    "an embedding tied to the head": Family(
+        TiedDecoder, tokens(5, 17), {"embed": 16, "blocks.0.attend.query": 3, "blocks.0.gate": 20}
+    ),
     "weights the other way round": Family(SplitDecoder, tokens(5, 17), {"attention.attend": 4, "up": 40, "words": 16}),
     "a number of heads": Family(NumberedEncoder, features(5, 6), {"embed": 3, "up": 32}),
     "attention of torch.nn": Family(

@@ -10,7 +10,7 @@ from integral_nn.functional import checks
 from integral_nn.layers.channels import Tie
 from integral_nn.layers.numbers import Number
 
-_LISTED = 4
+_LISTED, _MOST_REASONS = 4, 18
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,14 @@ class AxisSet:
             lines.append(f"  {_named(group)}: {reason}")
         return "\n".join(lines + self._remarks())
 
-    def reasons(self, most: int = 18) -> str:
-        """Why dimensions are discrete, in `most` lines: those for one reason together, numbers of layers left open."""
+    def reasons(self) -> str:
+        """Why dimensions are discrete, in few lines: those for one reason together, numbers of layers left open."""
         grouped: dict[str, list[Discrete]] = {}
         for d in self.discrete:
             grouped.setdefault(_any_number(d.reason), []).append(d)
         by_count = sorted(grouped.items(), key=lambda item: -len(item[1]))
         lines = []
-        for reason, group in by_count[:most]:
+        for reason, group in by_count[:_MOST_REASONS]:
             if len(group) <= _LISTED:
                 lines.append(f"{_named(group)}: {group[0].reason}")
                 continue
@@ -111,8 +111,8 @@ class AxisSet:
             places = list(dict.fromkeys(_any_number(d.tensor.rpartition(".")[0]) or "the network" for d in group))
             more = ", .." if len(places) > _LISTED else ""
             lines.append(f"{len(group)} sizes in {', '.join(places[:_LISTED])}{more}: {reason}")
-        if len(by_count) > most:
-            lines.append(f"and {sum(len(group) for _, group in by_count[most:])} sizes for other reasons")
+        if len(by_count) > _MOST_REASONS:
+            lines.append(f"and {sum(len(group) for _, group in by_count[_MOST_REASONS:])} sizes for other reasons")
         return "\n".join(lines)
 
     def _remarks(self) -> list[str]:

@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout, torch.dropout_}
 
+_STEADY = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RNNBase)
+
 
 class ConversionError(ValueError):
     """A network that cannot be converted: which operation, in which module, and why."""
@@ -57,12 +59,20 @@ def tensors_in(out: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(out, field.name))
 
 
+def named_tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Every parameter, then every buffer, by name; one that several modules have, by the names it has in each."""
+    modules = list(net.named_modules())
+    tables = ([(path, m._parameters) for path, m in modules], [(path, m._buffers) for path, m in modules])
+    own: Any = ((path, leaf, t) for table in tables for path, there in table for leaf, t in there.items())
+    return {f"{path}.{leaf}" if path else leaf: tensor for path, leaf, tensor in own if tensor is not None}
+
+
 def call(net: nn.Module, tensors: dict[str, Tensor], inputs: Inputs) -> list[Tensor]:
     """Floating-point outputs of `net` with `tensors` in place of its parameters and buffers, random numbers seeded."""
     devices = sorted({p.device.index for p in net.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
-        return list(tensors_in(functional_call(net, tensors, inputs.args, inputs.kwargs)))
+        return list(tensors_in(functional_call(net, tensors, inputs.args, inputs.kwargs, tie_weights=False)))
 
 
 def cast(inputs: Any, dtype: torch.dtype) -> Any:
@@ -75,7 +85,7 @@ def training(net: nn.Module) -> Iterator[None]:
     """While active, `net` is in training mode, but for its norms and dropouts: what else it does then is seen."""
     was = {module: module.training for module in net.modules()}
     for module in was:
-        module.training = not isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd))
+        module.training = not isinstance(module, _STEADY)
     try:
         with _NoDropout():
             yield
@@ -86,4 +96,10 @@ def training(net: nn.Module) -> Iterator[None]:
 
 class _NoDropout(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return args[0] if func in _DROPOUTS and args else func(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
+        if func in _DROPOUTS and args:
+            return args[0]
+        if func is F.scaled_dot_product_attention:
+            args = args[:4] + (0.0,) * len(args[4:5]) + args[5:]
+            kwargs |= {"dropout_p": 0.0} if "dropout_p" in kwargs else {}
+        return func(*args, **kwargs)

@@ -72,6 +72,7 @@ def solve(
     for _ in range(_DEEPEST_DIVISION):
         if not _take_divisions_out(env, {env.replace(expr) for expr in first.values()}):
             break
+        _settle_shares(env, list(shapes.values()))
     places = {place: env.replace(expr) for place, expr in first.items()}
     known_orders: dict[sympy.Expr, list[tuple[sympy.Expr, ...]]] = {}
     for total, parts in orders:
@@ -99,12 +100,19 @@ def solve(
 
 
 def _settle_numbers(env: SizeEnv, sizes: list[Any], numbers: Mapping[NumberPlace, torch.SymInt]) -> None:
-    """Make those attributes numbers again that multiply other sizes, or are no size of a tensor's.
-
-    x // heads makes  x = (size of a head) * heads,  (x + part - 1) // part  a split in equal parts.
-    """
+    """Make those attributes numbers again that multiply other sizes, or are no size of a tensor's."""
     own = {n.node._expr for n in numbers.values()}
     env.cause = lambda value: "a number in a module"
+    _settle_shares(env, sizes)
+    terms = {term for size in sizes for term in sympy.expand(expression(env, size)).as_coefficients_dict()}
+    alone = {term for term in terms if term.is_Symbol}
+    for symbol in sorted(own - env.solution.keys() - alone, key=str):
+        env.put(symbol, sympy.Integer(env.hints[symbol]))
+    env.retry()
+
+
+def _settle_shares(env: SizeEnv, sizes: list[Any]) -> None:
+    """x // heads makes  x = (size of a head) * heads,  (x + part - 1) // part  a split in equal parts."""
     for _ in range(_DEEPEST_DIVISION):
         exprs = [*(expression(env, size) for size in sizes), *env.unsolved]
         shares = {d for expr in exprs for d in expr.atoms(FloorDiv) if d.args[1].is_Symbol}
@@ -115,11 +123,6 @@ def _settle_numbers(env: SizeEnv, sizes: list[Any], numbers: Mapping[NumberPlace
         env.retry()
         if not shares:
             break
-    terms = {term for size in sizes for term in sympy.expand(expression(env, size)).as_coefficients_dict()}
-    alone = {term for term in terms if term.is_Symbol}
-    for symbol in sorted(own - env.solution.keys() - alone, key=str):
-        env.put(symbol, sympy.Integer(env.hints[symbol]))
-    env.retry()
 
 
 def _take_divisions_out(env: SizeEnv, exprs: set[sympy.Expr]) -> bool:

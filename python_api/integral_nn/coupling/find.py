@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from integral_nn.coupling.attributes import numbers_of
 from integral_nn.coupling.axis_set import AxisSet
-from integral_nn.coupling.calls import ConversionError, Inputs
+from integral_nn.coupling.calls import ConversionError, Inputs, named_tensors
 from integral_nn.coupling.equations import Place, SymbolicSizes
 from integral_nn.coupling.plain import plain_copy
 from integral_nn.coupling.proof import fast_paths_off
@@ -63,7 +63,7 @@ def find_axes(
     free = checks.check_continuous_inputs(continuous_inputs, inputs.args)
     checks.check_seed(seed)
     with fast_paths_off():
-        return find_axes_of(plain_copy(net, inputs), inputs, ignored, wanted, free, continuous_outputs, seed)
+        return find_axes_of(plain_copy(net, inputs)[0], inputs, ignored, wanted, free, continuous_outputs, seed)
 
 
 def find_axes_of(
@@ -76,7 +76,7 @@ def find_axes_of(
     seed: int,
 ) -> AxisSet:
     """`find_axes` of a network with ordinary weights, in eval mode."""
-    tensors = {n: t for n, t in [*net.named_parameters(), *net.named_buffers()] if t.is_floating_point() and t.dim()}
+    tensors = {n: t for n, t in named_tensors(net).items() if t.is_floating_point() and t.dim()}
     places = [(f"input:{inputs.positions()[i]}", d) for i, d in continuous_inputs.items()]
     sizes = _traced(net, inputs, tensors, places)
     shapes = {**{n: tuple(t.shape) for n, t in tensors.items()}}

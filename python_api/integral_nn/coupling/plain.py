@@ -13,15 +13,17 @@ from integral_nn.coupling.calls import ConversionError, Inputs
 from integral_nn.coupling.computed import bake_computed_weights
 
 
-def plain_copy(net: nn.Module, inputs: Inputs) -> nn.Module:
-    """A copy in eval mode whose layers have ordinary weights, with tensors of its own."""
+def plain_copy(net: nn.Module, inputs: Inputs) -> tuple[nn.Module, list[str]]:
+    """A copy in eval mode whose layers have ordinary weights, with tensors of its own.
+
+    Also the names of layers that had computed their weights in forward.
+    """
     plain = copied(net).eval()
     bake_parametrizations(plain)
     try:
-        bake_computed_weights(plain, inputs)
+        return plain, bake_computed_weights(plain, inputs)
     except Exception:  # of the network itself: tracing says which operation
-        return plain
-    return plain
+        return plain, []
 
 
 def copied(net: nn.Module) -> nn.Module:

@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from integral_nn.coupling.calls import ConversionError, Inputs, call, cast, training
+from integral_nn.coupling.calls import ConversionError, Inputs, call, cast, named_tensors, training
 from integral_nn.coupling.precision import double_throughout
 from integral_nn.layers.channels import Layout, Tie
 from integral_nn.layers.module_sizes import shapes_of, update_sizes
 from integral_nn.layers.numbers import Number, put_numbers
 
+Draw = Callable[[str, Tensor, torch.Generator], Tensor]
 OutputTie = tuple[int, int, Layout]
 """An output's index, its dimension, and the axes along it."""
 
@@ -62,7 +63,7 @@ class Probe:
             copied = copy.deepcopy(net).eval().to(dtype)
             own = _tensors(copied)
             for draw, given in ((_draw, randomized), (_draw, inputs), (_near, inputs), (None, inputs)):
-                tensors = own if draw is None else {name: draw(name, t, generator) for name, t in own.items()}
+                tensors = _drawn(own, draw, generator)
                 self.net, self.tensors, self.inputs, self.dtype = copied, tensors, cast(given, dtype), dtype
                 try:
                     self.base = self.run(tensors)
@@ -209,8 +210,16 @@ def _is_real(x: object) -> bool:
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
-    named = [*net.named_parameters(), *net.named_buffers()]
-    return {name: t.detach() for name, t in named if t.is_floating_point()}
+    return {name: t for name, t in named_tensors(net).items() if t.is_floating_point()}
+
+
+def _drawn(own: dict[str, Tensor], draw: Draw | None, generator: torch.Generator) -> dict[str, Tensor]:
+    """Other values, the same ones in all modules that have a tensor."""
+    found: dict[int, Tensor] = {}
+    for name, t in own.items():
+        if id(t) not in found:
+            found[id(t)] = t.detach() if draw is None else draw(name, t.detach(), generator)
+    return {name: found[id(t)] for name, t in own.items()}
 
 
 def _noise_like(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -28,7 +28,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicC
 from integral_nn.coupling.calls import ConversionError, Inputs, tensors_in, training
 from integral_nn.coupling.equations import Place, SymbolicSizes, solve
 from integral_nn.coupling.recorder import Recorder, module_names
-from integral_nn.coupling.size_env import SizeEnv
+from integral_nn.coupling.size_env import SizeEnv, expression
 from integral_nn.coupling.traceable import traceable
 from integral_nn.layers.module_sizes import update_sizes
 from integral_nn.layers.numbers import NumberPlace, put_numbers
@@ -48,7 +48,7 @@ def trace_sizes(
     Args:
         net: the network, in eval mode.
         inputs: example inputs; their shapes stay numbers, but for those in `inputs_free`.
-        tensors: by name, as `functional_call` takes them.
+        tensors: by name, as `functional_call` takes them; one that several modules have under all its names.
         inputs_free: places ("input:0", dim) of inputs whose size is a symbol too.
         numbers: attributes of modules that are tried as symbols.
 
@@ -77,6 +77,7 @@ def trace_sizes(
     for name, tensor in tensors.items():
         kernel = isinstance(owners.get(name.rpartition(".")[0]), _CONVOLUTIONS)
         fakes[name] = fake(name, tensor, range(min(2, tensor.dim()) if kernel else tensor.dim()))
+    _tie(env, tensors, fakes)
     flat = inputs.leaves()
     free_dims = {name: [d for other, d in inputs_free if other == name] for name, _ in inputs_free}
     fake_inputs = [
@@ -94,12 +95,12 @@ def trace_sizes(
     update_sizes(sized, {name: tuple(t.shape) for name, t in fakes.items()})  # modules' own numbers are symbols too
     with traceable(), enable_python_dispatcher(), mode, recorder, torch.no_grad():
         leaves = _run(sized, fakes, inputs.replaced(fake_inputs), recorder)
-        unused = _unused(fakes, recorder)
+        unused = _unused(tensors, fakes, recorder)
         trains = False
         if unused:  # in eval mode
             with training(sized), contextlib.suppress(ConversionError):
                 leaves += _run(sized, fakes, inputs.replaced(fake_inputs), recorder)
-                unused, trains = _unused(fakes, recorder), True
+                unused, trains = _unused(tensors, fakes, recorder), True
     if not leaves:
         raise ConversionError("the network returns no floating-point tensor")
     outputs = [(i, d, n) for i, t in enumerate(leaves) for d, n in enumerate(t.shape) if isinstance(n, torch.SymInt)]
@@ -111,15 +112,25 @@ def _run(net: nn.Module, fakes: dict[str, Tensor], inputs: Inputs, recorder: Rec
     """Floating-point outputs."""
     with module_names(net, recorder.modules):
         try:
-            return list(tensors_in(functional_call(net, fakes, *inputs)))
+            return list(tensors_in(functional_call(net, fakes, *inputs, tie_weights=False)))
         except Exception as error:
             raise ConversionError(
                 f"the network cannot be traced on shapes alone; it stops after {recorder.operation}: {_cause(error)}"
             ) from error
 
 
-def _unused(fakes: dict[str, Tensor], recorder: Recorder) -> list[str]:
-    return [name for name, fake in fakes.items() if id(fake) not in recorder.used]
+def _tie(env: SizeEnv, tensors: dict[str, Tensor], fakes: dict[str, Tensor]) -> None:
+    """A tensor that several modules have is of one size in all."""
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        other = fakes[first.setdefault(id(tensor), name)]
+        for one, two in zip(fakes[name].shape, other.shape):
+            env.equate(expression(env, one) - expression(env, two))
+
+
+def _unused(tensors: dict[str, Tensor], fakes: dict[str, Tensor], recorder: Recorder) -> list[str]:
+    used = {id(tensors[name]) for name, fake in fakes.items() if id(fake) in recorder.used}
+    return [name for name, tensor in tensors.items() if id(tensor) not in used]
 
 
 def _symbol(env: SizeEnv, place: NumberPlace, value: int) -> Any:

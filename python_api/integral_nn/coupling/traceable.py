@@ -27,9 +27,27 @@ class traceable(TorchFunctionMode):
             return x
         if func in _GATES:
             return _cell(_GATES[func], *args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
         if func in _FILLED:  # sizes that tensors hold
             args = tree_map(lambda x: int(x) if isinstance(x, Tensor) else x, args)
         return func(*args, **kwargs)
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *_: Any, **options: Any
+) -> Tensor:
+    """Fused kernels do not compare the heads of what they take."""
+    mask = options.get("attn_mask", mask)
+    if options.get("enable_gqa"):
+        key, value = (t.unsqueeze(-3).expand(*_shared(t, query)).flatten(-4, -3) for t in (key, value))
+    weights = query @ key.transpose(-2, -1)
+    return (weights if mask is None else weights + mask) @ value
+
+
+def _shared(one: Tensor, query: Tensor) -> tuple[Any, ...]:
+    """The shape of keys or values with a copy for each of the queries that share them."""
+    return (*one.shape[:-2], query.shape[-3] // one.shape[-3], *one.shape[-2:])
 
 
 def _cell(

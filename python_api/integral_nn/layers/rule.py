@@ -107,6 +107,10 @@ class Rule:
         """The current sizes of the axes (or these) by name."""
         return {name: axis.size if sizes is None else sizes[axis] for name, axis in self.axes.items()}
 
+    def full(self, sizes: Sizes = None) -> bool:
+        """Whether every axis has as many points as nodes."""
+        return all(axis.nodes == (axis.size if sizes is None else sizes[axis]) for axis in self.axes.values())
+
     def shape(self, nodes: torch.Size, sizes: Sizes = None) -> tuple[int, ...]:
         """The tensor's shape at the current sizes (or at others)."""
         shape, named = list(nodes), self.sizes(sizes)

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from inn_kernels import quadrature as rules
 from inn_kernels.taps import Basis, check_basis
 from integral_nn.coupling.axis_set import AxisSet
-from integral_nn.coupling.calls import ConversionError, Inputs
+from integral_nn.coupling.calls import ConversionError, Inputs, named_tensors
 from integral_nn.coupling.find import Names, check_network, find_axes_of
 from integral_nn.coupling.plain import plain_copy
 from integral_nn.coupling.proof import fast_paths_off
@@ -43,11 +44,15 @@ class Report:
     folded: list[str]
     """Batch norms folded into the layer before."""
     reordered: dict[str, Reordering] = field(default_factory=dict)
+    computed: list[str] = field(default_factory=list)
+    """Layers that computed their weight in forward, and are ordinary ones with what they computed now."""
 
     def __str__(self) -> str:
         lines = [f"relative error of the outputs at full size: {self.error:.1e}"]
         if self.folded:
             lines.append(f"{len(self.folded)} batch norms folded")
+        if self.computed:
+            lines.append(f"{len(self.computed)} layers have the weights they computed in forward")
         for name, r in self.reordered.items():
             share = r.after / r.before if r.before else 1.0
             lines.append(f"  {name}: total variation {r.before:.4g} -> {r.after:.4g} ({share:.0%})")
@@ -146,13 +151,13 @@ def convert(
     checks.check_seed(seed)
     checks.check_number(time_limit, "time_limit", above=0)
     with fast_paths_off():
-        plain = plain_copy(net, inputs)
+        plain, computed = plain_copy(net, inputs)
         check_outputs(plain, inputs)
         folded = fold_norms(plain, inputs) if fold else []
         found = find_axes_of(plain, inputs, ignored, wanted, continuous_inputs, continuous_outputs, seed)
     if not found.specs:
         raise ConversionError(f"the network has no continuous axis:\n{found.reasons()}")
-    tensors = {n: t.detach() for n, t in [*plain.named_parameters(), *plain.named_buffers()]}
+    tensors = {name: tensor.detach() for name, tensor in named_tensors(plain).items()}
     reordered = reorder_axes(tensors, found, seed=seed, time_limit=time_limit, progress=progress) if permute else {}
     orders = {name: r.order for name, r in reordered.items()}
     tensors = apply_orders(tensors, found, orders)
@@ -168,7 +173,7 @@ def convert(
             f"the outputs at full size differ by {error:.1e} of the largest output, more than tolerance={tolerance:g}; "
             "if the network amplifies rounding that much, convert it in float64 or raise the tolerance"
         )
-    model.report = Report(error, folded, reordered)
+    model.report = Report(error, folded, reordered, computed)
     return model.train(net.training)
 
 
@@ -231,23 +236,35 @@ def _sample_all(
     axes: Mapping[str, Axis],
     scales: Mapping[str, float],
 ) -> None:
-    """Let every module sample those of its tensors that run along an axis, from nodes made of `tensors`."""
+    """Let every module sample those of its tensors that run along an axis, from nodes made of `tensors`.
+
+    Modules that have a tensor in common have its nodes in common, and sample each in its own way: an embedding whose
+    table is a head's weight takes no quadrature where the head does. Where both cannot have the same nodes, at the ends
+    of a trapezoid, the head gets its own.
+    """
     ties: dict[str, list[Tie]] = {}
     for tie in found.ties:
         ties.setdefault(tie.tensor, []).append(tie)
     channels = {name: spec.nodes for name, spec in found.specs.items()}
-    rules: dict[int, Rule] = {}
-    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:  # one of several modules: its first name
-        if name in ties:
-            rule = Rule(ties[name], axes, scales, geometric=name.rpartition(".")[2] == "running_var")
-            tensor.data = nodes_from(tensors[name], rule, channels)
-            rules[id(tensor)] = rule
     numbers = counted_attributes(net, found.numbers, axes)
+    made: dict[int, Tensor] = {}  # nodes of a tensor that several modules have
+    rules: dict[int, dict[str, Rule]] = {}
+    for path, module in net.named_modules():
+        for table in (module._parameters, module._buffers):
+            for leaf, tensor in table.items():
+                name = f"{path}.{leaf}" if path else leaf
+                if tensor is None or name not in ties:
+                    continue
+                rule = Rule(ties[name], axes, scales, geometric=leaf == "running_var")
+                nodes = nodes_from(tensors[name], rule, channels)
+                if not torch.equal(made.setdefault(id(tensor), nodes), nodes):  # other points weigh otherwise here
+                    table[leaf] = nn.Parameter(nodes, tensor.requires_grad)
+                rules.setdefault(id(module), {})[leaf] = rule
+    for tensor in named_tensors(net).values():
+        tensor.data = made.get(id(tensor), tensor.data)
     for module in list(net.modules()):
-        there = {**module._parameters, **module._buffers}
-        own = {leaf: rules[id(tensor)] for leaf, tensor in there.items() if id(tensor) in rules}
-        if own or id(module) in numbers:
-            sample_from_nodes(module, own, numbers.get(id(module)))
+        if id(module) in rules or id(module) in numbers:
+            sample_from_nodes(module, rules.get(id(module), {}), numbers.get(id(module)))
 
 
 def _with_nodes(found: AxisSet, axes: dict[str, Axis]) -> AxisSet:

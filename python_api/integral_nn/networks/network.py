@@ -222,14 +222,21 @@ class IntegralNetwork(nn.Module):
         memo |= {id(m): m.discretize(sizes) for m in sampling if isinstance(m, IntegralLayer)}
         with torch.autocast(next(iter(self.net.parameters())).device.type, enabled=False):
             values = sample_modules(converted, sizes, training=False)
+        made_of: dict[int, Tensor] = {}
+        apart: list[tuple[nn.Module, str, Tensor]] = []
         for module in converted:
             memo[id(module._rules)] = module._rules
             for name, value in values[id(module)].items():
                 old = getattr(module, name + NODES)
                 if value.untyped_storage().nbytes() > value.nbytes or value is module._buffers.get(name + CALIBRATED):
                     value = value.clone()  # a network of its own memory, none of it kept or shared by others
-                memo[id(old)] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+                made = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+                if id(old) in made_of and not torch.equal(made_of[id(old)], made):
+                    apart.append((module, name + NODES, made))  # a tensor that two modules sample in their own ways
+                memo[id(old)] = made_of.setdefault(id(old), made)
         plain = copy.deepcopy(self.net, memo)
+        for module, name, made in apart:
+            memo[id(module)]._parameters[name] = made
         shapes: dict[str, tuple[int, ...]] = {}
         for path, module in plain.named_modules():
             for name, child in list(module.named_children()):
@@ -255,7 +262,18 @@ class IntegralNetwork(nn.Module):
         """Parameters of the plain network at these sizes (default: the current ones)."""
         shapes = self.shapes(sizes)
         names = (name.removesuffix(NODES) for name, _ in self.net.named_parameters())
-        return sum(torch.Size(shapes[name]).numel() for name in names if name in shapes)
+        once = sum(torch.Size(shapes[name]).numel() for name in names if name in shapes)
+        return once + sum(torch.Size(shape).numel() for shape in self._apart(sizes))
+
+    def _apart(self, sizes: Size | None) -> Iterator[tuple[int, ...]]:
+        """Shapes of tensors that part at these sizes from those of other modules with which they share nodes."""
+        at = None if sizes is None else self._sizes_at(sizes, "sizes")
+        seen: dict[int, Any] = {}
+        for _, module in self._tree.sampling(self.net):
+            for leaf, rule in module._rules.items():
+                ties = seen.setdefault(id(nodes_of(module, leaf + NODES)), rule.ties)
+                if [t.integrated for t in ties] != [t.integrated for t in rule.ties] and not rule.full(at):
+                    yield shape_of(module, leaf, at)
 
     def roughness(self, order: int = 2, power: float = 2.0) -> Tensor:
         """How rough the nodes are: the mean |difference|^power between neighbours, summed over axes.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from integral_nn.coupling.calls import Inputs, call
+from integral_nn.coupling.calls import Inputs, call, named_tensors
 from integral_nn.coupling.groups import failing
 from integral_nn.coupling.proof import Probe
 from integral_nn.functional import checks
@@ -38,7 +38,7 @@ def fold_norms(net: nn.Module, inputs: Inputs) -> list[str]:
 
     def unchanged(some: Sequence[tuple[str, str]]) -> bool:
         trial = copy.deepcopy(probe.net)
-        values = dict(trial.named_parameters()) | dict(trial.named_buffers())
+        values = named_tensors(trial)
         with torch.no_grad():
             for name, value in probe.tensors.items():
                 values[name].copy_(value)
