@@ -10,16 +10,16 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 .PHONY: test test-reference test-isa fuzz test-gpu demo check bench bench-host gpu gpu-sweep report scaling paper sanitize clean
 
 test: $(VENV)/installed  ## the whole test suite
-	$(RUN) -m pytest -q -n auto tests
+	$(RUN) -m pytest -q -n auto --dist worksteal tests
 
 test-reference: export INN_KERNELS_LIBRARY :=
 test-reference: $(VENV)/installed  ## the whole test suite without the compiled kernels, on plain PyTorch
-	$(RUN) -m pytest -q -n auto tests
+	$(RUN) -m pytest -q -n auto --dist worksteal tests
 
 KERNEL_TESTS := tests/kernels $(patsubst %,tests/functional/test_%.py,fuzz interpolate discretize determinism)
 
 test-isa: $(VENV)/installed  ## the compiled kernels' tests as on a processor with AVX2 at most, and with neither AVX
-	for isa in avx2 baseline; do INN_KERNELS_ISA=$$isa $(RUN) -m pytest -q -n auto $(KERNEL_TESTS) || exit 1; done
+	for isa in avx2 baseline; do INN_KERNELS_ISA=$$isa $(RUN) -m pytest -q -n auto --dist worksteal $(KERNEL_TESTS) || exit 1; done
 
 # CASES of each property, spread over the cores; another SEED draws others.
 CASES ?= 2000
@@ -27,7 +27,7 @@ SEED ?= 0
 fuzz: export INN_KERNELS_FUZZ_CASES := $(CASES)
 fuzz: export INN_KERNELS_FUZZ_SEED := $(SEED)
 fuzz: $(VENV)/installed  ## random calls of every operator against float64: make fuzz CASES=20000 SEED=7
-	$(RUN) -m pytest -q -n auto tests -k fuzz
+	$(RUN) -m pytest -q -n auto --dist worksteal tests -k fuzz
 
 demo: $(VENV)/installed  ## train on digits, shrink without fine-tuning beside a network that is cut: three minutes
 	@$(RUN) examples/digits.py
