@@ -20,6 +20,7 @@ from integral_nn.layers.channels import Tie
 
 _EXACT_PER_SECOND, _PRODUCTS_PER_SECOND = 1e9, 2e10  # of one core, for distances
 _LEAST_FEATURES = 256
+_SECONDS_A_CITY = 2e-3  # of the solver; twenty times as long finds paths a ten-thousandth shorter, for 32 to 512 cities
 _LARGEST_DISTANCE = 60000  # the solver's distances are 16 bits wide
 
 
@@ -86,7 +87,7 @@ def shortest_path(distance: Tensor, seed: int = 0, time_limit: float = 2.0) -> T
     Args:
         distance: [M, M], symmetric, not negative; zeros (equal channels) are welcome.
         seed: the order in which the solver meets the cities.
-        time_limit: seconds; the solver stops sooner when it finds no improvement.
+        time_limit: seconds; the solver stops sooner when it finds no improvement, and after 2 ms a city.
 
     Returns:
         int64 [M]. Up to 20 cities it is the shortest path.
@@ -111,7 +112,8 @@ def shortest_path(distance: Tensor, seed: int = 0, time_limit: float = 2.0) -> T
     scaled = torch.maximum(scaled, scaled.T).fill_diagonal_(0)
     cities = torch.zeros(m + 1, m + 1, dtype=torch.int64)
     cities[:m, :m] = scaled  # city m is next to everyone: the path opens there
-    tour = torch.tensor(fast_tsp.find_tour(cities.numpy(), time_limit, stop_when_converged=True))
+    seconds = min(time_limit, _SECONDS_A_CITY * m)
+    tour = torch.tensor(fast_tsp.find_tour(cities.numpy(), seconds, stop_when_converged=True))
     start = int((tour == m).nonzero())
     return shuffle[torch.cat([tour[start + 1 :], tour[:start]])]
 
