@@ -1,16 +1,27 @@
-"""Redraw README's picture and its three numbers from bench/results: python -m bench.front [--check]."""
+"""Redraw README's picture and its three numbers from bench/results: python -m bench.front [--check | --measure].
+
+The networks of the picture are plain ones of their width, whoever they come from, and take the same time: --measure
+takes it, on one thread of a CPU, and keeps it in bench/results/latency.json.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from bench.harness import RESULTS, ROOT, Row, read_csv
+import torch
+
+from bench.harness import RESULTS, ROOT, Row, environment, paired_times, read_csv
+from bench.studies.nets import NETS
 
 README, FIGURE = ROOT / "README.md", ROOT / "docs" / "figures" / "front.svg"
+LATENCY = RESULTS / "latency.json"
+BATCH, CHANNELS = 64, 32  # pictures in a call that is timed; of the first layer at full width
 BEGIN, END = "<!-- front: written by bench/front.py -->", "<!-- end of front -->"
 NETWORK = "ResNet-18 at 75%, 64x64, batch 8"
 EVERY, ALONE, CUT = "A: INN", "trained at that width", "C: L1 norm, norms measured anew"
@@ -24,8 +35,8 @@ LINES: dict[str, tuple[str, dict[str, Any], str, tuple[int, int]]] = {
     EVERY: (
         "one integral network,\nat every width",
         {"marker": "o", "color": "#0b5fa5", "lw": 2.5, "ms": 7},
-        "0.38",
-        (9, -38),
+        "0.75",
+        (9, -44),
     ),
     CUT: (
         "an ordinary network, channels cut",
@@ -46,6 +57,18 @@ TEXT = """\
 SETTINGS = {"svg.hashsalt": "inn-kernels", "svg.fonttype": "path", "font.size": 12, "axes.spines.top": False,
             "axes.spines.right": False}  # fmt: skip
 Record = dict[str, Any]
+
+
+def measure(shares: list[str], seconds: float = 20.0) -> Record:
+    """Microseconds a picture of the networks of these widths, the median of calls in random order on one thread."""
+    torch.set_num_threads(1)
+    pictures = torch.randn(BATCH, 1, 28, 28)
+    nets = {share: NETS["vgg"](round(float(share) * CHANNELS), 2).eval() for share in shares}
+    with torch.inference_mode():
+        times = paired_times({share: partial(net, pictures) for share, net in nets.items()}, seconds)
+    found = {share: round(1e6 * median(taken) / BATCH, 2) for share, taken in times.items()}
+    where = {key: value for key, value in environment().items() if key in ("device", "torch", "commit")}
+    return {"microseconds a picture": found, "batch": BATCH, **where}
 
 
 def records() -> tuple[Record, Record, list[Row]]:
@@ -72,26 +95,35 @@ def numbers(study: Record, pitch: Record, rows: list[Row]) -> str:
     )
 
 
-def draw(study: Record, path: Path) -> None:
-    """Accuracy against width: one integral network, networks trained for one width each, and one that is cut."""
+def draw(study: Record, latency: Record, path: Path) -> None:
+    """Accuracy against time: one integral network, networks trained for one width each, and one that is cut."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot as plt
 
+    took = latency["microseconds a picture"]
+    widths, times = [float(share) for share in took], list(took.values())
+    low = study["settings"]["range"][0]
+    nearest = max(share for share in widths if share < low)
+    after = min(share for share in widths if share >= low)
+    begin, end = (times[widths.index(share)] for share in (nearest, after))
+    edge = begin + (end - begin) * (low - nearest) / (after - nearest)
     with matplotlib.rc_context(SETTINGS):
-        figure, axes = plt.subplots(figsize=(7.2, 4), layout="constrained")
-        low = 100 * study["settings"]["range"][0]
-        axes.axvspan(23, low, color="0.93", linewidth=0)
-        axes.text(23.6, 3, "narrower than\nit was trained at", color="0.3", fontsize=10)
+        figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+        axes.axvspan(0, edge, color="0.93", linewidth=0)
+        axes.text(edge * 0.03, 3, "narrower than it\nwas trained at", color="0.3", fontsize=10)
         for way, (label, look, share, offset) in LINES.items():
             score = study["width"][way]
-            axes.plot([100 * float(s) for s in score], list(score.values()), clip_on=False, **look)
-            at = (100 * float(share), score[share])
+            axes.plot([took[s] for s in score], list(score.values()), clip_on=False, **look)
+            at = (took[share], score[share])
             axes.annotate(label, at, offset, textcoords="offset points", color=look["color"], weight="bold")
-        axes.set(xlabel="width of the network [%]", ylabel=study["metric"], xlim=(23, 101), ylim=(0, 108))
-        axes.set(xticks=[100 * float(share) for share in study["width"][EVERY]], yticks=range(0, 101, 20))
+        axes.set(xlabel="time of the network [µs a picture]", ylabel=study["metric"], xlim=(0, 1.03 * max(times)))
+        axes.set(ylim=(0, 108), yticks=range(0, 101, 20))
         axes.grid(axis="y", alpha=0.3)
+        above = axes.secondary_xaxis("top")
+        above.set_xticks(times, [f"{100 * share:g}" for share in widths], fontsize=10)
+        above.set_xlabel("its width [%]")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)
@@ -105,15 +137,19 @@ def redrawn(readme: str) -> str:
 
 def main() -> int:
     """Rewrite README's numbers and the picture, or with --check only say whether the numbers are up to date."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true", help="take the networks' time first, half a minute")
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 if README differs")
     options = parser.parse_args()
     old = README.read_text()
     new = redrawn(old)
     if options.check:
         return int(old != new)
+    study = records()[0]
+    if options.measure:
+        LATENCY.write_text(json.dumps(measure(list(study["width"][EVERY])), indent=1) + "\n")
     README.write_text(new)
-    draw(records()[0], FIGURE)
+    draw(study, json.loads(LATENCY.read_text()), FIGURE)
     return 0
 
 
