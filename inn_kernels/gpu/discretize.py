@@ -46,7 +46,6 @@ from inn_kernels.gpu.sampler_tile import (
     fetch,
     flat_taps,
     gather,
-    held,
     load_taps,
     plan,
     push,
@@ -55,6 +54,7 @@ from inn_kernels.gpu.sampler_tile import (
     tap_configs,
     tap_counts,
     tap_label,
+    tap_launch,
     weight_geometry,
     widen,
     zeros,
@@ -196,10 +196,7 @@ def discretize_kernel(
 def launch_of(sizes: Geometry, out_taps: int, in_taps: int, configs: Sequence[Config], device: torch.device) -> Launch:
     """The launch that samples nodes of these sizes along axes of so many taps."""
     p = plan(sizes, sizes.out_points, sizes.point_columns, configs, device)
-    options = {"TAPS_OUT": held(out_taps), "TAPS_IN": held(in_taps), "INDEX": p.index}
-    options["ADJACENT"] = sizes.adjacent(sizes.in_nodes, in_taps)
-    numbers = (*sizes[1:], p.rows, p.blocks, p.tiles, out_taps, in_taps)
-    return Launch(discretize_kernel, p.grid, numbers, {**options, **p.config.options})
+    return tap_launch(discretize_kernel, sizes, p, out_taps, in_taps, sizes.adjacent(sizes.in_nodes, in_taps))
 
 
 def sample(

@@ -33,11 +33,11 @@ from inn_kernels.gpu.sampler_tile import (
     configs_for,
     dense,
     flat_taps,
-    held,
     plan,
     tap_configs,
     tap_counts,
     tap_label,
+    tap_launch,
     weight_geometry,
 )
 from inn_kernels.gpu.specs import ALL_TARGETS, ONE_TARGET, KernelSpec
@@ -99,10 +99,9 @@ def discretize_adjoint_kernel(
 def launch_of(sizes: Geometry, out_taps: int, in_taps: int, configs: Sequence[Config], device: torch.device) -> Launch:
     """The launch that brings back the gradient of a weight of these sizes along axes of so many taps."""
     p = plan(sizes, sizes.out_nodes, sizes.node_columns, configs, device)
-    options = {"TAPS_OUT": held(out_taps), "TAPS_IN": held(in_taps), "INDEX": p.index}
-    options["ADJACENT"] = sizes.adjacent(sizes.in_points, MOST_NEAR)
-    numbers = (*sizes[1:], p.rows, p.blocks, p.tiles, out_taps, in_taps)
-    return Launch(discretize_adjoint_kernel, p.grid, numbers, {**options, **p.config.options})
+    return tap_launch(
+        discretize_adjoint_kernel, sizes, p, out_taps, in_taps, sizes.adjacent(sizes.in_points, MOST_NEAR)
+    )
 
 
 def gather_adjoint(

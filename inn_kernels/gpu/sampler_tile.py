@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inn_kernels.gpu.launch import Config, cdiv, is_channels_last, processors, target_of
+from inn_kernels.gpu.launch import Config, Launch, cdiv, is_channels_last, processors, target_of
 from inn_kernels.gpu.specs import with_constants
 
 SIZES = (
@@ -270,6 +270,13 @@ def plan(sizes: Geometry, length: int, width: int, configs: Sequence[Config], de
     rows = max(MIN_ROWS, cdiv(length, max(1, wave // (batch * tiles))))
     blocks = cdiv(length, rows)
     return Plan(config, rows, blocks, tiles, (batch * blocks * tiles,), sizes.index)
+
+
+def tap_launch(kernel: Any, sizes: Geometry, p: Plan, out_taps: int, in_taps: int, adjacent: bool) -> Launch:
+    """The launch of `discretize` or its adjoint on tensors of these sizes, along axes of so many taps."""
+    options = {"TAPS_OUT": held(out_taps), "TAPS_IN": held(in_taps), "ADJACENT": adjacent, "INDEX": p.index}
+    numbers = (*sizes[1:], p.rows, p.blocks, p.tiles, out_taps, in_taps)
+    return Launch(kernel, p.grid, numbers, {**options, **p.config.options})
 
 
 TAPS = ((6, 6), (8, 8), (6, 8), (8, 6), (16, 16))

@@ -4,18 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from networks_zoo import DenseConcat
 from zoo import Family, pictures
 
 
-class DenseLayers(nn.Module):
+class DenseLayers(DenseConcat):
     """Every layer concatenates a list of features, the first a list of one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(14)])
-        self.convs = nn.ModuleList([nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(14, 10, 3, padding=1)])
-        self.head = nn.Linear(24, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         features = [self.stem(x)]
