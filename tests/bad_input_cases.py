@@ -126,6 +126,10 @@ def calls(w):
         "IntegralNetwork.load_state_dict": (w.model.load_state_dict, {"state_dict": w.model.state_dict()}),
         "recalibrate": (inn.recalibrate, {"model": w.model, "batches": [IMAGES, LAST]}),
         "warmup": (inn.warmup, {"model": w.model, "sizes": [0.5, {"conv": 6}]}),
+        "CapturedSteps": (
+            inn.CapturedSteps,
+            {"model": w.model, "loss_fn": lambda x: w.model(x).sum(), "inputs": (IMAGES,), "sizes": [{"conv": 6}]},
+        ),
         "tune_partitions": (
             inn.tune_partitions,
             {"model": w.model, "loss_fn": loss, "batches": [IMAGES, LAST], "also": ["biases", "norms"], "steps": 3},
@@ -305,6 +309,9 @@ BAD = {
     }},
     "warmup": {"model": MODEL, "sizes": {
         TypeError: [3, None, "x", [0.5, "x"]], ValueError: [[0.5, 0.0], [{"absent": 4}]]}},
+    "CapturedSteps": {"model": MODEL, "loss_fn": {TypeError: [3, None]},
+                      "inputs": {TypeError: [3, None, IMAGES, (3,), [IMAGES, None]], ValueError: [(META,)]},
+                      "sizes": {TypeError: [3, None, "x", [0.5, "x"]], ValueError: [[], [0.5, 0.0], [{"absent": 4}]]}},
     "recalibrate": {"model": MODEL, "batches": {
         TypeError: [3, None], ValueError: [[], Late(lambda w: broken()), [IMAGES, NAN * IMAGES]]}},
     "tune_partitions": {

@@ -27,6 +27,7 @@ from integral_nn.networks.snapshots import Snapshots
 from integral_nn.networks.tune import compressed_sizes, curvature_partition, tune_partitions
 from integral_nn.networks.warmup import warmup
 from integral_nn.training.agreement import check_sizes
+from integral_nn.training.captured import CapturedSteps
 from integral_nn.training.checkpoints import check_checkpoint
 from integral_nn.training.groups import parameter_groups
 from integral_nn.training.points import replicate_points
@@ -34,6 +35,7 @@ from integral_nn.training.points import replicate_points
 __all__ = [
     "Axis",
     "AxisSet",
+    "CapturedSteps",
     "ConversionError",
     "Count",
     "IntegralConv1d",

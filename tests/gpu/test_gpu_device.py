@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import integral_nn as inn
 from inn_kernels import ops, reference
 from inn_kernels.gpu.discretize import discretize
 from inn_kernels.gpu.discretize_adjoint import discretize_adjoint
@@ -41,6 +42,28 @@ def test_streams_do_not_disturb_each_other() -> None:
                 together.append(discretize_layers([nodes], [side], torch.bfloat16)[0])
     torch.cuda.synchronize()
     assert all(torch.equal(value, alone[i % len(sides)]) for i, value in enumerate(together))
+
+
+def test_captured_steps() -> None:
+    """Replays at random sizes are passes of one's own: loss, gradients, running statistics."""
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.BatchNorm2d(64), torch.nn.ReLU(), torch.nn.Conv2d(64, 8, 3)
+    )
+    sizes, x = (0.5, 0.75, 1.0), torch.randn(4, 3, 16, 16, device="cuda")
+    model, own = (inn.convert(plain, torch.zeros(1, 3, 16, 16), fold=False).cuda().train() for _ in range(2))
+    step = inn.CapturedSteps(model, lambda x: model(x).square().mean(), (x,), sizes)
+    for n in (2, 0, 1, 0, 2):
+        for network in (model, own):
+            network.resize(sizes[n])
+        own.zero_grad()
+        wanted = own(x).square().mean()
+        wanted.backward()
+        torch.testing.assert_close(step(x), wanted.detach())
+        for mine, theirs in zip(model.parameters(), own.parameters()):
+            torch.testing.assert_close(mine.grad, theirs.grad)
+    for mine, theirs in zip(model.buffers(), own.buffers()):
+        torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
