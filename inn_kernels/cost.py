@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -37,8 +38,13 @@ class Machine:
     gemm_bandwidth: float  # bytes streamed by a GEMM of one row
     convolution_rate: float  # a convolution of many channels
     launch: float  # one operation, dispatch included
-    fused_rate: float = 1.0  # the fused kernels' products; 1: there are none
-    fused_bandwidth: float = 1.0  # the fused kernels' memory traffic
+    fused_bandwidth: float = 1.0  # the fused kernels' memory traffic; 1: there are none
+    fused_rate: float = 1.0  # their products: a linear layer's
+    fused_input_rate: float = 1.0  # .. dx
+    fused_node_rate: float = 1.0  # .. and d_nodes
+    fused_convolution_rate: float = 1.0  # a convolution's
+    fused_convolution_input_rate: float = 1.0
+    fused_convolution_node_rate: float = 1.0
     float32_share: float = 1.0  # of the three rates that float32 operands reach, where rates are bfloat16's
 
 
@@ -63,8 +69,13 @@ GPU = Machine(
     gemm_bandwidth=2.4e12,
     convolution_rate=450e12,
     launch=4e-6,
-    fused_rate=120e12,
     fused_bandwidth=2.2e12,
+    fused_rate=120e12,
+    fused_input_rate=120e12,
+    fused_node_rate=120e12,
+    fused_convolution_rate=120e12,
+    fused_convolution_input_rate=120e12,
+    fused_convolution_node_rate=120e12,
     float32_share=0.08,  # 50 TFLOP/s without TF32
 )
 
@@ -134,20 +145,27 @@ def _factored(s: Shape, machine: Machine) -> Cost:
 def _fused(s: Shape, machine: Machine) -> Cost:
     nodes = s.out_nodes * s.in_nodes * s.offsets
 
-    def launches(count: int, products: int, node_passes: int, activations: int) -> Cost:
-        tiles = max(-(-s.rows // _FUSED_ROWS), 1)  # each tile of rows streams the nodes again
-        moved = node_passes * tiles * nodes * s.node_bytes + activations * s.rows * s.value_bytes
-        flops = products * 2 * s.rows * nodes
-        rate = machine.fused_rate * _share(s, machine)
-        seconds = max(flops / rate, moved / machine.fused_bandwidth) + count * machine.launch
-        return Cost(moved, flops, count, seconds)
+    tiles = max(-(-s.rows // _FUSED_ROWS), 1)  # each tile of rows streams the nodes again
+    if s.convolution:
+        rates = (
+            machine.fused_convolution_rate, machine.fused_convolution_input_rate, machine.fused_convolution_node_rate
+        )  # fmt: skip
+    else:
+        rates = machine.fused_rate, machine.fused_input_rate, machine.fused_node_rate
+
+    def launches(count: int, products: Sequence[float], activations: int) -> Cost:
+        moved = len(products) * tiles * nodes * s.node_bytes + activations * s.rows * s.value_bytes
+        flops = 2 * s.rows * nodes
+        busy = sum(flops / rate for rate in products) / _share(s, machine)
+        seconds = max(busy, moved / machine.fused_bandwidth) + count * machine.launch
+        return Cost(moved, len(products) * flops, count, seconds)
 
     # A convolution's kernel interpolates each pixel's channels anew for every offset.
     channels_in, channels_out = s.in_points * s.offsets, s.out_points * (s.offsets if s.convolution else 1)
-    forward = launches(1, 1, 1, channels_in + s.out_points)
+    forward = launches(1, rates[:1], channels_in + s.out_points)
     if not s.training:
         return forward
-    backward = launches(2 if s.convolution else 1, 2, 2, 2 * (channels_in + channels_out))
+    backward = launches(2 if s.convolution else 1, rates[1:], 2 * (channels_in + channels_out))
     return _total((1, forward), (1, backward))
 
 

@@ -9,20 +9,16 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import statistics
-import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from inn_kernels import cost, gpu, ops, transforms
+from inn_kernels.calibration import calibrate, copy_bandwidth
 from inn_kernels.cost import Machine, Shape
-from inn_kernels.taps import Taps, taps_for
+from inn_kernels.taps import Taps
 
 BACKENDS = ("cpp", "triton", "reference")
 DATAFLOWS = ("auto", "materialize", "factored", "fused")
@@ -185,119 +181,6 @@ def table(device: str = "cuda", value_bytes: int = 2) -> str:
                 cells.append(f"{costs[best].seconds / base.seconds:.2f} {best}")
             lines.append(f"| {nodes} | {points} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-class Sizes(NamedTuple):
-    """What `calibrate` measures with: large enough for a device's rates, and its matrices for no cache."""
-
-    nodes: int
-    points: int
-    rows: int  # of a GEMM that reaches the full rate
-    few: int  # of one that is still bound by products, not by memory
-    image: tuple[int, int, int]  # batch, channels, pixels along a side
-
-
-SIZES = {"cpu": Sizes(2048, 1536, 1024, 16, (32, 192, 8)), "cuda": Sizes(8192, 6144, 8192, 512, (64, 256, 28))}
-Clock = Callable[[Callable[[], object], int, int], float]
-
-
-def calibrate(device: str = "cpu", sizes: Sizes | None = None, clock: Clock | None = None) -> Machine:
-    """Measure the constants of a device in a few seconds: of a CPU in float32, at PyTorch's current number of threads;
-    of a GPU in bfloat16 over float32 nodes.
-
-    Args:
-        device: "cpu" or "cuda".
-        sizes: default SIZES of the device.
-        clock: (operation, rounds, calls a round) -> median seconds of a call; default `stopwatch` of the device.
-    """
-    size, points, many, few, (batch, channels, side) = sizes or SIZES[device]
-    seconds = clock or stopwatch(device)
-    compute = torch.bfloat16 if device == "cuda" else torch.float32
-    make = functools.partial(torch.randn, device=device)
-    out_taps = taps_for(points, size, device=torch.device(device))
-    in_taps = taps_for(points, size, weighted=True, device=torch.device(device))
-    nodes, weight = make(size, size), make(points, points, dtype=compute)
-    taps = (out_taps.start, out_taps.weight, in_taps.start, in_taps.weight)
-    wide, square = make(many, size, dtype=compute), nodes.to(compute)
-    image = make(batch, channels, side, side, dtype=compute)
-    filters = make(channels, channels, 3, 3, dtype=compute)
-
-    launch = seconds(lambda: ops.interpolate(nodes[:1], *in_taps[:2], 1, torch.float32), 10, 20)
-    sample = seconds(lambda: ops.discretize(nodes, *taps, compute), 15, 1)
-    gather = seconds(lambda: ops.discretize_adjoint(weight, *taps, size, size, torch.float32), 15, 1)
-    along = seconds(lambda: ops.interpolate(wide, *in_taps[:2], 1, compute), 15, 1)
-    one, some, full = (seconds(functools.partial(F.linear, wide[:n], square), 15, 1) for n in (1, few, many))
-    convolution = seconds(lambda: F.conv2d(image, filters, padding=1), 15, 1)
-    rate = 2 * many * nodes.numel() / full
-    read, written = _read_and_write_rates(nodes.nbytes, weight.nbytes, sample, gather)
-    measured = Machine(
-        sampler_read_bandwidth=read,
-        sampler_write_bandwidth=written,
-        interpolate_bandwidth=compute.itemsize * many * (size + points) / along,
-        gemm_rate=rate,
-        rows_half=max(some * rate / (2 * nodes.numel()) - few, 0.0),
-        gemm_bandwidth=square.nbytes / one,
-        convolution_rate=2 * batch * side**2 * filters.numel() / convolution,
-        launch=launch,
-    )
-    if device != "cuda":
-        return measured
-    x = make(many, points, dtype=compute)
-    fused = [seconds(functools.partial(ops.linear, x[:n], nodes, None, *taps), 15, 1) for n in (16, 1024)]
-    exact = seconds(lambda: F.linear(wide.float(), nodes), 5, 1) - seconds(wide.float, 5, 1)
-    return replace(
-        measured,
-        fused_bandwidth=nodes.nbytes / fused[0],
-        fused_rate=2 * min(many, 1024) * nodes.numel() / fused[1],
-        float32_share=full / exact,
-    )
-
-
-def _read_and_write_rates(nodes: int, weight: int, sample: float, gather: float) -> tuple[float, float]:
-    """Bytes a second read and written, from the times of a pass that reads `nodes` and writes `weight` and its reverse.
-
-    Two equations with two unknowns. A clock's noise may ask for a rate without end: it is held to eight times the mean.
-    """
-    mean = (sample + gather) / (2 * (nodes + weight))  # seconds a byte
-    determinant = nodes**2 - weight**2
-    read, written = (
-        max((nodes * a - weight * b) / determinant, mean / 8) for a, b in ((sample, gather), (gather, sample))
-    )
-    return 1 / read, 1 / written
-
-
-def stopwatch(device: str) -> Clock:
-    """Median seconds of a call, by events on a GPU; several calls a round where one is too short to be timed."""
-
-    def round_on_gpu(run: Callable[[], object], calls: int) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(calls):
-            run()
-        end.record()
-        end.synchronize()
-        return 1e-3 * begin.elapsed_time(end) / calls
-
-    def round_on_cpu(run: Callable[[], object], calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            run()
-        return (time.perf_counter() - start) / calls
-
-    one_round = round_on_gpu if device == "cuda" else round_on_cpu
-
-    def clock(run: Callable[[], object], rounds: int, calls: int) -> float:
-        one_round(run, 3)
-        return statistics.median(one_round(run, calls) for _ in range(rounds))
-
-    return clock
-
-
-def copy_bandwidth(device: str = "cpu", size: int = 2**27) -> float:
-    """Bytes a second, read and written, of a copy of `size` float32 values: what samplers are held to."""
-    source = torch.zeros(size, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / stopwatch(device)(lambda: target.copy_(source), 15, 1)
 
 
 def main() -> None:

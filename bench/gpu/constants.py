@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 from bench.gpu.clock import timing
-from inn_kernels import cost, dispatch
+from inn_kernels import calibration, cost
 
-TINY = dispatch.Sizes(16, 12, 8, 4, (2, 4, 4))
+TINY = calibration.Sizes(16, 12, 8, 4, (2, 4, 4))
 
 
-def clock(device: str, seconds: float) -> dispatch.Clock:
+def clock(device: str, seconds: float) -> calibration.Clock:
     """Seconds of a call: of many small ones one after the other, host included; of a large one the device's."""
-    eager = dispatch.stopwatch(device)
+    eager = calibration.stopwatch(device)
 
     def measured(run: Callable[[], object], rounds: int, calls: int) -> float:
         if calls > 1:
@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     device = "cpu" if options.dry_run else "cuda"
     with torch.no_grad():
-        machine = dispatch.calibrate(device, TINY if options.dry_run else None, clock(device, 0.1))
+        machine = calibration.calibrate(device, TINY if options.dry_run else None, clock(device, 0.1))
     print(cost.save_machine(device, machine, options.out / "machine.json"))
     print(machine)
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
+import json
 import pathlib
 
 import pytest
 import torch
 
 import integral_nn as inn
-from inn_kernels import cost, dispatch, ops
+from inn_kernels import calibration, cost, dispatch, ops
 from inn_kernels.cost import Shape
 
 MACHINE = cost.Machine(
@@ -82,6 +83,40 @@ def test_fused_counts_one_launch_each_way():
     assert "fused" not in cost.estimate(s, machine)
 
 
+def test_each_fused_kernel_has_its_rate():
+    s = SHAPES[5]._replace(training=True, rows=10**6)
+    rates = dict.fromkeys(("rate", "input_rate", "node_rate"), 1e12)
+    rates |= {f"convolution_{name}": 1e12 for name in rates}
+    machine = dataclasses.replace(
+        dispatch.cost.GPU, launch=0.0, fused_bandwidth=1e30, **{f"fused_{name}": rate for name, rate in rates.items()}
+    )
+    for convolution, own in ((False, ""), (True, "convolution_")):
+        shape = s._replace(convolution=convolution)
+        base = cost.estimate(shape, machine, fusable=True)["fused"].seconds
+        for name in rates:
+            slower = dataclasses.replace(machine, **{f"fused_{name}": 0.5e12})
+            mine = name.startswith("convolution") == convolution
+            found = cost.estimate(shape, slower, fusable=True)["fused"].seconds
+            assert found == pytest.approx(base * (4 / 3 if mine else 1))
+        forward = dataclasses.replace(machine, **{f"fused_{own}rate": 0.5e12})
+        alone = shape._replace(training=False)
+        assert cost.estimate(alone, forward, fusable=True)["fused"].seconds == pytest.approx(2 * base / 3)
+
+
+def test_a_kernel_that_was_not_calibrated_is_not_taken(tmp_path):
+    """Constants kept by an earlier version lack some: `auto` takes no kernel by the rate of another."""
+    path = cost.save_machine("cuda", cost.GPU, tmp_path / "machine.json")
+    saved = json.loads(path.read_text())
+    del saved["cuda"]["fused_node_rate"]
+    path.write_text(json.dumps(saved))
+    machine = cost.load_machines(path)["cuda"]
+    s = Shape(16, 512, 512, 1024, 1024, value_bytes=2)
+    costs = cost.estimate(s, machine, fusable=True)
+    assert min(costs, key=lambda name: costs[name].seconds) != "fused"
+    forward = cost.estimate(s._replace(training=False), machine, fusable=True)
+    assert forward["fused"] == cost.estimate(s._replace(training=False), cost.GPU, fusable=True)["fused"]
+
+
 def test_the_documented_table_is_the_models():
     page = (pathlib.Path(__file__).parents[2] / "docs" / "gpu.md").read_text()
     assert dispatch.table() in page
@@ -116,7 +151,7 @@ def test_calibration_measures_what_it_says(monkeypatch):
         return 0.5
 
     m, k, rows, few, batch, channels, side = 24, 18, 7, 3, 2, 5, 4
-    found = dispatch.calibrate("cpu", dispatch.Sizes(m, k, rows, few, (batch, channels, side)), clock)
+    found = calibration.calibrate("cpu", calibration.Sizes(m, k, rows, few, (batch, channels, side)), clock)
     assert [tuple(result.shape) for result in calls] == [
         (1, k), (k, k), (m, m), (rows, k), (1, m), (few, m), (rows, m), (batch, channels, side, side),
     ]  # fmt: skip
@@ -135,29 +170,38 @@ def test_calibration_measures_what_it_says(monkeypatch):
 def test_reading_and_writing_are_told_apart():
     read, written = 40e9, 10e9
     times = [a / read + b / written for a, b in ((4000, 1000), (1000, 4000))]
-    assert dispatch._read_and_write_rates(4000, 1000, *times) == pytest.approx((read, written))
-    assert dispatch._read_and_write_rates(4000, 1000, 1.0, 5.0)[0] == pytest.approx(
+    assert calibration._read_and_write_rates(4000, 1000, *times) == pytest.approx((read, written))
+    assert calibration._read_and_write_rates(4000, 1000, 1.0, 5.0)[0] == pytest.approx(
         8 * 10000 / 6.0
     )  # less than nothing
 
 
 def test_calibration_takes_a_gpus_constants_too(monkeypatch):
     """The GPU's part, its tensors on the CPU: bfloat16 work, the fused kernels and float32's share of the rate."""
-    randn, taps_for = torch.randn, dispatch.taps_for
+    randn, taps_for = torch.randn, calibration.taps_for
     monkeypatch.setattr(torch, "randn", lambda *size, device, **options: randn(*size, **options))
-    monkeypatch.setattr(dispatch, "taps_for", lambda *arguments, device, **options: taps_for(*arguments, **options))
-    times = iter([1.0] * 8 + [0.5, 2.0, 9.0, 1.0])  # fused few, fused many, float32 with its cast, the cast
-    found = dispatch.calibrate("cuda", dispatch.Sizes(24, 18, 7, 3, (2, 5, 4)), lambda run, *_: (run(), next(times))[1])
+    monkeypatch.setattr(calibration, "taps_for", lambda *arguments, device, **options: taps_for(*arguments, **options))
+    # After the others: float32 with its cast, the cast, fused of few rows, three products of linear layers, three of
+    # convolutions.
+    times = iter([1.0] * 8 + [9.0, 1.0, 0.5, 2.0, 4.0, 8.0, 1.0, 2.0, 4.0])
+    found = calibration.calibrate(
+        "cuda", calibration.Sizes(24, 18, 7, 3, (2, 5, 4)), lambda run, *_: (run(), next(times))[1]
+    )
     assert found.sampler_read_bandwidth == pytest.approx(4 * 24**2 + 2 * 18**2)
     assert found.sampler_write_bandwidth == pytest.approx(4 * 24**2 + 2 * 18**2)
     assert found.gemm_bandwidth == 2 * 24**2
-    assert (found.fused_bandwidth, found.fused_rate) == (4 * 24**2 / 0.5, 2 * 7 * 24**2 / 2.0)
+    flops, convolution = 2 * 7 * 24**2, 2 * 2 * 4**2 * 5**2 * 9
+    assert found.fused_bandwidth == 4 * 24**2 / 0.5
+    assert (found.fused_rate, found.fused_input_rate, found.fused_node_rate) == (flops / 2, flops / 4, flops / 8)
+    assert found.fused_convolution_rate == convolution
+    assert found.fused_convolution_input_rate == convolution / 2
+    assert found.fused_convolution_node_rate == convolution / 4
     assert found.float32_share == 1 / 8
 
 
 def test_stopwatch_and_copies_take_time():
-    assert 0 < dispatch.stopwatch("cpu")(lambda: sum(range(1000)), 3, 2) < 1
-    assert 1e6 < dispatch.copy_bandwidth("cpu", 2**16) < 1e13
+    assert 0 < calibration.stopwatch("cpu")(lambda: sum(range(1000)), 3, 2) < 1
+    assert 1e6 < calibration.copy_bandwidth("cpu", 2**16) < 1e13
 
 
 def test_float32_products_are_slower_where_rates_are_bfloat16s():
