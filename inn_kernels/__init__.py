@@ -9,6 +9,7 @@
 - flops: formulas for PyTorch's counter; not imported here, as the counter imports Triton
 - gpu: the operations as Triton kernels
 - cost: what each dataflow moves and computes, and the time that makes of it
+- calibration: the constants of a machine, measured
 - dispatch: which backend can run, which dataflow is cheapest, and why
 """
 
