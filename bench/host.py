@@ -134,8 +134,7 @@ def network_calls(model: IntegralNetwork, width: int) -> Iterator[Call]:
     shares = itertools.cycle([0.5, 0.625, 0.75, 0.875])
     grads = [torch.randn_like(value) for value in model.sampled().values() if value.requires_grad]
 
-    def sampled_anew() -> object:
-        networks.forget(model)
+    def sampled_anew() -> object:  # by a network that was of other sizes before
         forget_sizes()
         model.resize(next(shares))
         return model.sampled()

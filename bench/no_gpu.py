@@ -34,6 +34,7 @@ class NoGpu:
         _keep_tables(_module("foreach_table"))
         _take_operators()
         _look_at_no_values()
+        _copy_taps()
 
     @property
     def launches(self) -> int:
@@ -42,7 +43,8 @@ class NoGpu:
 
 
 def forget_sizes() -> None:
-    """Empty what the package keeps by sizes: the next call finds its sizes new. (Taps are kept elsewhere.)"""
+    """Empty what the package keeps by sizes, taps too: the next call finds its sizes new. (Axes keep those of now.)"""
+    importlib.import_module("inn_kernels.taps")._of_ints.clear()
     for kept in size_caches():
         kept.cache_clear()
 
@@ -127,3 +129,11 @@ def _look_at_no_values() -> None:
 
     quadrature.is_checked = lambda value: False
     Points._check_delta = lambda self, delta: None  # type: ignore[method-assign]
+
+
+def _copy_taps() -> None:
+    """Taps of ints and tables of axes are made on the host and copied. (Pinned memory takes a GPU.)"""
+    from inn_kernels import uniform_taps
+
+    uniform_taps.copies = lambda device: True
+    uniform_taps.brought = lambda host, device: host.clone()

@@ -16,4 +16,6 @@ STABLE_TORCH_LIBRARY_IMPL(inn_kernels, CPU, m) {
   m.impl("discretize_foreach", TORCH_BOX(&inn::discretize_foreach));
   m.impl("discretize_foreach_adjoint", TORCH_BOX(&inn::discretize_foreach_adjoint));
   m.impl("weight_gradient", TORCH_BOX(&inn::weight_gradient));
+  m.impl("uniform_taps", TORCH_BOX(&inn::uniform_taps));
+  m.impl("axis_table", TORCH_BOX(&inn::axis_table));
 }

@@ -1,6 +1,8 @@
 // The operations, as library.cpp registers them. Schemas are defined in Python (inn_kernels/ops.py).
 #pragma once
 
+#include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -35,5 +37,11 @@ std::vector<Tensor> discretize_foreach_adjoint(std::vector<Tensor> grads, std::v
                                                std::vector<int64_t> out, std::vector<int64_t> in, ScalarType dtype);
 
 Tensor weight_gradient(const Tensor& grad, const Tensor& x);
+
+// Written into `start` and `weight`, and into `table`.
+void uniform_taps(const Tensor& start, const Tensor& weight, int64_t nodes, double a, std::string kernel,
+                  std::string boundary, std::string quadrature, std::optional<double> scale);
+
+void axis_table(const Tensor& table, const Tensor& start, const Tensor& weight, int64_t nodes, int64_t contributors);
 
 }  // namespace inn

@@ -26,6 +26,9 @@ using Shape = std::vector<int64_t>;
 std::string to_string(const Shape& shape);
 Shape shape_of(const Tensor& tensor);
 
+// The name of a dtype in Python.
+std::string name_of(ScalarType dtype);
+
 // The storage type of a dtype; raises for a dtype without kernels.
 Storage storage_of(ScalarType dtype, const char* name);
 

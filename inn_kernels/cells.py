@@ -49,7 +49,7 @@ def parts_of_equal(cells: int, nodes: int, basis: Basis, device: torch.device | 
     size = 2 * cells  # of a piece; a cell is 2 M
     begin = 2 * nodes * torch.arange(cells, device=device) - _offset(cells, basis)
     piece = begin.div(size, rounding_mode="floor")
-    most = _most_parts(cells, nodes, basis)
+    most = most_parts(cells, nodes, basis)
     knot = (piece[:, None] + torch.arange(most, device=device)) * size  # [K, J]
     low, high = torch.maximum(begin[:, None], knot), torch.minimum(begin[:, None] + 2 * nodes, knot + size)
     width = (high - low).clamp(min=0)
@@ -66,7 +66,7 @@ def _offset(cells: int, basis: Basis) -> int:
     return 0 if basis.knots_between_nodes else cells
 
 
-def _most_parts(cells: int, nodes: int, basis: Basis) -> int:
+def most_parts(cells: int, nodes: int, basis: Basis) -> int:
     """J, the most knots that an equal cell holds, and one."""
     size = 2 * cells
     if transforms.tracing():  # sizes may be symbols: a bound

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from inn_kernels import tap_makers
+from inn_kernels.basis import BOUNDARIES, KERNELS, Basis
 from inn_kernels.operands import (
+    aligned,
     check_alike,
     check_along,
     check_bias,
@@ -27,6 +30,9 @@ from inn_kernels.operands import (
     check_taps,
     check_values,
     check_windows,
+    check_written,
+    name_of,
+    table_parts,
 )
 
 
@@ -266,3 +272,59 @@ def conv_node_gradient(
     check_operand(grad, "grad", nodes, out_start)
     windows = check_windows(x.shape[2:], nodes, stride, padding, dilation)
     check_shape(grad, "grad", [x.shape[0], out_start.shape[0], *windows], "x, nodes and taps")
+
+
+CLOSED_FORM = ("cells", "midpoint", "trapezoid", "simpson", "left", "right")
+"""Quadratures whose points and weights are fractions."""
+
+
+def uniform_taps(
+    start: Tensor,
+    weight: Tensor,
+    nodes: int,
+    a: float,
+    kernel: str,
+    boundary: str,
+    quadrature: str,
+    scale: float | None,
+) -> None:
+    """start [K] and weight [K, T] that taps are written into: T as the rule, K and nodes say."""
+    for name, value, known in (
+        ("boundary", boundary, BOUNDARIES),
+        ("kernel", kernel, KERNELS),
+        ("quadrature", quadrature, CLOSED_FORM),
+    ):
+        words = " or ".join([", ".join(known[:-1]), known[-1]])
+        torch._check(value in known, lambda name=name, words=words, value=value: f"{name} must be {words}, got {value}")
+    torch._check(-1e6 < a < 1e6, lambda: f"a must be finite, got {a:g}")
+    check_written(start, "start")
+    check_written(weight, "weight")
+    check_device(start, weight, "weight")
+    torch._check(start.dtype == torch.int32, lambda: f"start must be int32, got {name_of(start.dtype)}")
+    torch._check(
+        weight.dtype in (torch.float32, torch.float64),
+        lambda: f"weight must be float32 or float64, got {name_of(weight.dtype)}",
+    )
+    torch._check(1 <= nodes < 2**31, lambda: f"nodes must be in [1, 2^31), got {nodes}")
+    torch._check(start.dim() == 1, lambda: f"start must have shape [K], got {list(start.shape)}")
+    points, fewest = start.shape[0], 2 if scale is not None and quadrature in ("trapezoid", "simpson") else 1
+    torch._check(points >= fewest, lambda: f"start must have at least {fewest} points, got {points}")
+    taps = tap_makers.tap_count(points, nodes, Basis(a, boundary, kernel), quadrature == "cells")
+    torch._check(
+        weight.dim() == 2 and weight.shape[0] == points and weight.shape[1] == taps,
+        lambda: f"weight must have shape [{points}, {taps}] for such points, got {list(weight.shape)}",
+    )
+
+
+def axis_table(table: Tensor, start: Tensor, weight: Tensor, nodes: int, contributors: int) -> None:
+    """start [K] and weight [K, T] of float32, and a table to write: int32, of the size that they say."""
+    check_written(table, "table")
+    torch._check(table.dtype == torch.int32, lambda: f"table must be int32, got {name_of(table.dtype)}")
+    check_taps(table, start, weight, nodes, "")
+    torch._check(start.shape[0] >= 1, lambda: "start must have at least 1 points, got 0")
+    torch._check(1 <= contributors < 2**15, lambda: f"contributors must be in [1, 2^15), got {contributors}")
+    size = sum(map(aligned, table_parts(start.shape[0], nodes, contributors)))
+    torch._check(
+        table.dim() == 1 and table.shape[0] == size,
+        lambda: f"table must have shape [{size}] for such taps, got {list(table.shape)}",
+    )

@@ -20,6 +20,24 @@ def window_sizes(
     return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(size, kernel, stride, padding, dilation)]
 
 
+def aligned(ints: int) -> int:
+    """So many int32 filled up to a multiple of 16 bytes: kernels read what lies behind as fast as what stands alone."""
+    return -(-ints // 4) * 4
+
+
+PAD = 64
+"""Nodes that the table of an axis is padded to a multiple of."""
+
+
+def table_parts(points: int, nodes: int, contributors: int) -> list[int]:
+    """Sizes in int32 of what the table of an axis holds (`gpu.axis_table`): first, skew, lo, hi, crowded, coefficient.
+
+    Each begins behind the one before it, `aligned`.
+    """
+    padded = -(-nodes // PAD) * PAD
+    return [nodes + 1, points, padded, padded, 2, contributors * padded]
+
+
 def name_of(dtype: torch.dtype) -> str:
     """The name that users write."""
     return str(dtype).removeprefix("torch.")
@@ -28,6 +46,12 @@ def name_of(dtype: torch.dtype) -> str:
 def check_dense(tensor: Tensor, name: str) -> None:
     """A dense tensor."""
     torch._check(tensor.layout == torch.strided, lambda: f"{name} must be a dense (strided) tensor")
+
+
+def check_written(tensor: Tensor, name: str) -> None:
+    """A tensor that is filled in order."""
+    check_dense(tensor, name)
+    torch._check(tensor.is_contiguous(), lambda: f"{name} must be contiguous")
 
 
 def check_values(tensor: Tensor, name: str) -> None:

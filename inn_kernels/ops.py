@@ -32,6 +32,9 @@ _SCHEMAS = (
     "discretize_foreach_adjoint(Tensor[] grads, Tensor[] start, Tensor[] weight, SymInt[] nodes, int[] out, int[] in_, "
     "ScalarType dtype) -> Tensor[]",
     "weight_gradient(Tensor grad, Tensor x) -> Tensor",
+    "uniform_taps(Tensor(a!) start, Tensor(b!) weight, SymInt nodes, float a, str kernel, str boundary, "
+    "str quadrature, float? scale) -> ()",
+    "axis_table(Tensor(a!) table, Tensor start, Tensor weight, SymInt nodes, int contributors) -> ()",
     "linear(Tensor x, Tensor nodes, Tensor? bias, Tensor out_start, Tensor out_weight, Tensor in_start, "
     "Tensor in_weight) -> Tensor",
     "linear_backward(Tensor grad, Tensor x, Tensor nodes, Tensor out_start, Tensor out_weight, Tensor in_start, "
@@ -110,12 +113,13 @@ def _fake(name: str) -> Callable:
     """Registers what makes the shapes of an operation's results; its arguments are checked before."""
     check = getattr(checks, name)
 
-    def register(results: Callable) -> None:
+    def register(results: Callable) -> Callable:
         def checked(*arguments: Any) -> Any:
             check(*arguments)
             return results(*arguments)
 
         torch.library.register_fake(f"inn_kernels::{name}", checked)
+        return results
 
     return register
 
@@ -203,6 +207,12 @@ def _listed(x: Tensor, sizes: list[int], out: int, in_: int, dtype: torch.dtype)
 @_fake("weight_gradient")
 def _(grad: Tensor, x: Tensor) -> Tensor:
     return x.new_empty(grad.shape[1], x.shape[1])
+
+
+@_fake("uniform_taps")
+@_fake("axis_table")
+def _(*arguments: Any) -> None:
+    pass
 
 
 @_fake("linear")
@@ -297,6 +307,8 @@ interpolate_tap_gradient = torch.ops.inn_kernels.interpolate_tap_gradient.defaul
 discretize_foreach = torch.ops.inn_kernels.discretize_foreach.default
 discretize_foreach_adjoint = torch.ops.inn_kernels.discretize_foreach_adjoint.default
 weight_gradient = torch.ops.inn_kernels.weight_gradient.default
+uniform_taps = torch.ops.inn_kernels.uniform_taps.default
+axis_table = torch.ops.inn_kernels.axis_table.default
 linear = torch.ops.inn_kernels.linear.default
 linear_backward = torch.ops.inn_kernels.linear_backward.default
 conv = torch.ops.inn_kernels.conv.default

@@ -13,6 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from inn_kernels import tap_makers
+from inn_kernels.basis import Basis
+from inn_kernels.operands import PAD, aligned, table_parts
+
 
 def discretize(
     nodes: Tensor,  # [M_out, M_in, *rest]
@@ -142,6 +146,67 @@ def weight_gradient(
 ) -> Tensor:  # [K, L]
     """dW = dy^T x of a linear layer."""
     return grad.T @ x
+
+
+def uniform_taps(
+    start: Tensor,  # [K], written
+    weight: Tensor,  # [K, T], written
+    nodes: int,
+    a: float,
+    kernel: str,
+    boundary: str,
+    quadrature: str,
+    scale: float | None,  # of the quadrature; None: sampled alone
+) -> None:
+    """The taps of K uniform points, or equal cells (`tap_makers`)."""
+    basis, factor = Basis(a, boundary, kernel), 1.0 if scale is None else scale
+    taps = tap_makers.compute(
+        start.shape[0], nodes, basis, quadrature, scale is not None, factor, weight.dtype, start.device
+    )
+    start.copy_(taps.start)
+    weight.copy_(taps.weight)
+
+
+def axis_table(
+    table: Tensor,  # int32, written: its parts behind each other
+    start: Tensor,  # [K]
+    weight: Tensor,  # [K, T]
+    nodes: int,
+    contributors: int,  # NT
+) -> None:
+    """The table of an axis: which points each node hears (`gpu.axis_table`)."""
+    table.zero_()
+    at = 0
+    for part, size in zip(
+        axis_parts(start, weight, nodes, contributors), table_parts(start.shape[0], nodes, contributors)
+    ):
+        table[at : at + size] = part.contiguous().view(torch.int32).flatten()
+        at += aligned(size)
+
+
+def axis_parts(start: Tensor, weight: Tensor, nodes: int, contributors: int) -> tuple[Tensor, ...]:
+    """first, skew, lo, hi, crowded and coefficient, on the device of the taps and without waiting for it."""
+    (points, taps), device, nt = weight.shape, start.device, contributors
+    first = torch.searchsorted(start, torch.arange(nodes + 1, device=device, dtype=torch.int32), out_int32=True)
+    node = torch.arange(-(-nodes // PAD) * PAD, device=device)  # [M']
+    # Windows are pushed inside at the ends and filled up to T by weights of 0: points of weight 0 are not heard.
+    point = torch.arange(points, device=device)[:, None].expand(-1, taps)  # [K, T]
+    touched = start.long()[:, None] + torch.arange(taps, device=device)  # [K, T]
+    skew = taps * point[:, 0] - start
+    touched = torch.where(weight != 0, touched, node.numel()).clamp(max=node.numel()).flatten()
+    lo, hi = (
+        torch.full([node.numel() + 1], empty, device=device).scatter_reduce(0, touched, ends.flatten(), how)[:-1]
+        for empty, ends, how in ((points, point, "amin"), (0, point + 1, "amax"))
+    )
+    lo = lo.clamp(max=max(points - nt, 0))
+    point = lo + torch.arange(nt, device=device)[:, None]  # [NT, M']
+    inside = point.clamp(max=points - 1)
+    tap = node - start[inside]
+    heard = (tap >= 0) & (tap < taps) & (point < points) & (node < nodes)
+    coefficient = torch.where(heard, weight[inside, tap.clamp(0, taps - 1)], 0.0)
+    more = hi > lo + nt
+    crowded = torch.stack([torch.where(more, node, nodes).min(), torch.where(more, node + 1, 0).max()])
+    return first, skew.int(), lo.int(), hi.int(), crowded.int(), coefficient
 
 
 def linear(

@@ -19,110 +19,27 @@ the gradient they get is in that dtype.
 from __future__ import annotations
 
 import weakref
-from typing import NamedTuple, Union
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from inn_kernels import cells, transforms
 from inn_kernels import quadrature as rules
-from inn_kernels.basis import Basis, check_basis, windows
-from inn_kernels.points import locate, locate_uniform
+from inn_kernels import transforms, uniform_taps
+from inn_kernels.basis import Basis, check_basis
 from inn_kernels.quadrature import Quadrature
+from inn_kernels.tap_makers import (
+    DEFAULT_BASIS,
+    Partition,
+    Taps,
+    accumulate_dtype,
+    compute,
+    make_cell_taps,
+    make_taps,
+    multiplier,
+    tap_class,
+)
 from inn_kernels.tensors import check_real, is_constant, is_readable, without_gradient
-
-Partition = Union[Tensor, int]
-
-DEFAULT_BASIS = Basis()
-
-
-class Taps(NamedTuple):
-    """T consecutive nodes and their weights for each of K points, or cells, on M nodes."""
-
-    start: Tensor  # int32 [K]
-    weight: Tensor  # [K, T]
-    nodes: int  # M
-
-    @property
-    def points(self) -> int:
-        """K, the number of points."""
-        return self.start.shape[0]
-
-    def times(self, multiplier: Tensor | None, dtype: torch.dtype) -> Taps:
-        """With the weights of each point multiplied, and of another dtype."""
-        weight = self.weight if multiplier is None else self.weight * multiplier.to(self.weight.dtype)[:, None]
-        return Taps(self.start, weight.to(dtype), self.nodes)
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype sums are kept in: float64 for float64, float32 for everything narrower."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def make_taps(
-    partition: Partition,
-    nodes: int,
-    basis: Basis = DEFAULT_BASIS,
-    *,
-    centred: bool = False,
-    multiplier: Tensor | None = None,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
-) -> Taps:
-    """Taps of a partition on `nodes` nodes, differentiable in `partition` and `multiplier`.
-
-    Args:
-        partition: [K] non-decreasing points in [0, 1], or K, which means uniform points: k/(K-1), or, `centred`, the
-            cell centres (k + 1/2)/K.
-        nodes: M, the number of nodes along the axis, at least 1.
-        basis: cubic parameter, boundary and kernel.
-        centred: nodes at cell centres (the midpoint quadrature's placement) instead of at i/(M-1).
-        multiplier: [K] factor of each point's weights: quadrature times scale.
-        dtype: of the weights: what the kernel accumulates in.
-        device: where the taps of an int are made.
-    """
-    if isinstance(partition, Tensor):
-        piece, t = locate(partition, nodes, basis, centred)
-    else:
-        piece, t = locate_uniform(partition, nodes, basis, centred, device)
-    return Taps(*windows(piece, basis.at(t), nodes, basis.boundary, 4), nodes).times(multiplier, dtype)
-
-
-def make_cell_taps(
-    edges: Partition,
-    nodes: int,
-    basis: Basis = DEFAULT_BASIS,
-    *,
-    multiplier: Tensor | None = None,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
-) -> Taps:
-    """Taps of cells on `nodes` nodes, differentiable in `edges` and `multiplier`: the mean of F over each cell.
-
-    Args:
-        edges: [K + 1] increasing edges in [0, 1], or K, which means equal cells.
-        nodes: M, the number of nodes along the axis, at least 1. Node i sits at (i + 1/2)/M.
-        basis: cubic parameter, boundary and kernel.
-        multiplier: [K] factor of each cell's weights: its width and scale, where the axis is integrated.
-        dtype: of the weights: what the kernel accumulates in.
-        device: where the taps of an int are made.
-    """
-    if isinstance(edges, Tensor):
-        parts = cells.parts_of(edges, nodes, basis)
-    else:
-        parts = cells.parts_of_equal(edges, nodes, basis, device)
-    count = parts.share.shape[1] + basis.heard - 1
-    # Of symbols a class would be a branch, and its graph for a few sizes.
-    width = torch.sym_max(count + count % 2, 4) if transforms.tracing() else tap_class(count)
-    return Taps(*cells.mean_windows(parts, nodes, basis, width), nodes).times(multiplier, dtype)
-
-
-def tap_class(count: int) -> int:
-    """T for so many taps: 4, 6, 8, 12, 16, 24, .., of which kernels are compiled for a few."""
-    size = 4
-    while count > size:
-        size = size * 4 // 3 if size % 3 == 0 else size * 3 // 2
-    return size
 
 
 def check_partition(partition: Partition, name: str, edges: bool = False) -> None:
@@ -214,20 +131,21 @@ def taps_for(
             raise ValueError(
                 f"{name} must have at least {fewest} points for the closed rule {quadrature!r}, got {count}"
             )
+    settings = (partition, nodes, basis, quadrature, weighted, scale, dtype, device)
     if kept is None:
-        return _compute(partition, nodes, basis, quadrature, weighted, scale, dtype, device)
-    with torch.inference_mode(False), torch.no_grad(), torch._C._DisableFuncTorch():
-        if isinstance(partition, int) and (weighted or dtype != torch.float64):  # all of a size are made of one
-            plain = taps_for(partition, nodes, basis, quadrature=quadrature, dtype=torch.float64, device=device)
-            taps = plain.times(_multiplier(quadrature, partition, scale, device) if weighted else None, dtype)
-        else:
-            taps = _compute(partition, nodes, basis, quadrature, weighted, scale, dtype, device)
-    if type(taps.weight) is Tensor:  # never a tracer's fake
-        _keep(kept, key, taps)
+        return compute(*settings)
+    in_library = type(partition) is int and uniform_taps.serves(quadrature, weighted, dtype, device)
+    if in_library and not torch.is_inference_mode_enabled() and not torch._C._are_functorch_transforms_active():
+        taps = _made(*settings, in_library)
+    else:
+        with torch.inference_mode(False), torch.no_grad(), torch._C._DisableFuncTorch():
+            taps = _made(*settings, in_library)
+    if type(taps.weight) is Tensor and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        _keep(kept, key, taps)  # neither a tracer's fake nor what a graph's replays will fill in
     return taps
 
 
-def _compute(
+def _made(
     partition: Partition,
     nodes: int,
     basis: Basis,
@@ -236,23 +154,49 @@ def _compute(
     scale: float,
     dtype: torch.dtype,
     device: torch.device,
+    in_library: bool,
 ) -> Taps:
-    multiplier = _multiplier(quadrature, partition, scale, device) if weighted else None
-    if rules.is_cells(quadrature):
-        return make_cell_taps(partition, nodes, basis, multiplier=multiplier, dtype=dtype, device=device)
-    if not isinstance(partition, Tensor) and not rules.wants_uniform_points(quadrature):
-        partition = rules.partition_for(quadrature, partition, dtype=torch.float64, device=device)
-    centred = rules.is_centred(quadrature)
-    return make_taps(partition, nodes, basis, centred=centred, multiplier=multiplier, dtype=dtype, device=device)
+    """Taps to keep: of an int by the library, if it has them."""
+    if in_library:
+        assert isinstance(partition, int)
+        return uniform_taps.made(_wanted(partition, nodes, basis, quadrature, weighted, scale, dtype), device)
+    if isinstance(partition, int) and (weighted or dtype != torch.float64):  # all of a size are made of one
+        plain = taps_for(partition, nodes, basis, quadrature=quadrature, dtype=torch.float64, device=device)
+        return plain.times(multiplier(quadrature, partition, scale, device) if weighted else None, dtype)
+    return compute(partition, nodes, basis, quadrature, weighted, scale, dtype, device)
 
 
-def _multiplier(quadrature: Quadrature, partition: Partition, scale: float, device: torch.device) -> Tensor:
-    """Quadrature weights times scale. Shape [K]."""
-    if rules.is_cells(quadrature) and not isinstance(partition, Tensor):
-        return torch.full((partition,), scale / partition, dtype=torch.float64, device=device)
-    if isinstance(partition, Tensor):
-        return rules.weights(quadrature, partition).double() * scale
-    return rules.rule_for(quadrature, partition, device=device)[1].double() * scale
+def taps_ahead(settings: Iterable[tuple[int, int, Basis, str, bool, float, torch.dtype, torch.device]]) -> None:
+    """Make and keep what `taps_for` will be asked for on GPUs: taps of many axes by one copy a device.
+
+    Where nothing is to be copied, or is being captured or traced, nothing is done: `taps_for` makes them one by one.
+
+    Args:
+        settings: points, nodes, basis, quadrature, weighted, scale, dtype and device of each, as `taps_for` takes them.
+    """
+    missing: dict[torch.device, dict[tuple, uniform_taps.Wanted]] = {}
+    for points, nodes, basis, quadrature, weighted, scale, dtype, device in settings:
+        if not uniform_taps.copies(device):
+            continue
+        key = (points, nodes, basis, quadrature, weighted, scale if weighted else None, dtype, device)
+        if key in _of_ints or not uniform_taps.serves(quadrature, weighted, dtype, device):
+            continue
+        axes = missing.setdefault(device, {})
+        if key not in axes:
+            axes[key] = _wanted(points, nodes, basis, quadrature, weighted, scale, dtype)
+    if not missing:
+        return
+    with torch.inference_mode(False), torch.no_grad(), torch._C._DisableFuncTorch():
+        for device, axes in missing.items():
+            for key, taps in zip(axes, uniform_taps.made_together(list(axes.values()), device)):
+                _put(_of_ints, key, taps)
+
+
+def _wanted(
+    points: int, nodes: int, basis: Basis, quadrature: Quadrature, weighted: bool, scale: float, dtype: torch.dtype
+) -> uniform_taps.Wanted:
+    rule = quadrature if isinstance(quadrature, str) else "trapezoid"  # any that has uniform points
+    return uniform_taps.Wanted(points, nodes, basis, rule, scale if weighted else None, dtype)
 
 
 class _TapsOfTensor(dict[tuple, Taps]):
@@ -328,5 +272,6 @@ __all__ = [
     "make_taps",
     "neighbours",
     "tap_class",
+    "taps_ahead",
     "taps_for",
 ]

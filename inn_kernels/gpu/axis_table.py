@@ -8,7 +8,8 @@ so many evenly spread points or cells of M/K nodes lie. (Cells are wide where th
 it up.) The rest of S is 0. Where points cluster, a node may hear more: those nodes lie in [crowded[0], crowded[1]), and
 kernels add what the table left out in a second loop over that range alone, empty for uniform partitions.
 
-Tables are made on the device of the taps in a few operations that do not wait for it, and kept while the taps live.
+Tables are kept while the taps live. Those of taps that were made of an int are made on the host, in one pass over them,
+and brought to the device by one copy; others on the device, in some twenty operations. Neither waits for the device.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from inn_kernels import ops, reference, uniform_taps
 from inn_kernels.gpu.launch import stream_of
+from inn_kernels.operands import aligned, table_parts
 
 CONTRIBUTORS = (4, 6, 8, 12)
 """NT, by class. Each is a compiled variant: 6 at K = M, 4 for fewer points, 8 and 12 for more points than nodes."""
-
-PAD = 64
-"""Nodes a table is padded to a multiple of: the widest tile, so that kernels read it without masks."""
 
 
 class AxisTable(NamedTuple):
@@ -67,37 +67,32 @@ def contributor_class(points: int, nodes: int) -> int:
     return next((nt for nt in CONTRIBUTORS if nt >= wanted), CONTRIBUTORS[-1])
 
 
-def axis_table(start: Tensor, weight: Tensor, nodes: int) -> AxisTable:
-    """The table of an axis from its taps, in a few operations on their device and without waiting for it.
+def axis_table(start: Tensor, weight: Tensor, nodes: int, *, capturing: bool = False) -> AxisTable:
+    """The table of an axis from its taps, without waiting for a device.
 
     Args:
         start: int32 [K], non-decreasing.
         weight: [K, T].
         nodes: M.
+        capturing: into a CUDA graph, which takes no copy from the host.
     """
-    (points, taps), device = weight.shape, start.device
+    points = weight.shape[0]
     nt = contributor_class(points, nodes)
+    host = uniform_taps.on_host(start, weight) if uniform_taps.AVAILABLE and not capturing else None
     start, weight = start.contiguous(), weight.detach().float().contiguous()
-    first = torch.searchsorted(start, torch.arange(nodes + 1, device=device, dtype=torch.int32), out_int32=True)
-    node = torch.arange(-(-nodes // PAD) * PAD, device=device)  # [M']
-    # Windows are pushed inside at the ends and filled up to T by weights of 0: points of weight 0 are not heard.
-    point = torch.arange(points, device=device)[:, None].expand(-1, taps)  # [K, T]
-    touched = start.long()[:, None] + torch.arange(taps, device=device)  # [K, T]
-    skew = taps * point[:, 0] - start
-    touched = torch.where(weight != 0, touched, node.numel()).clamp(max=node.numel()).flatten()
-    lo, hi = (
-        torch.full([node.numel() + 1], empty, device=device).scatter_reduce(0, touched, ends.flatten(), how)[:-1]
-        for empty, ends, how in ((points, point, "amin"), (0, point + 1, "amax"))
-    )
-    lo = lo.clamp(max=max(points - nt, 0))
-    point = lo + torch.arange(nt, device=device)[:, None]  # [NT, M']
-    inside = point.clamp(max=points - 1)
-    tap = node - start[inside]
-    heard = (tap >= 0) & (tap < taps) & (point < points) & (node < nodes)
-    coefficient = torch.where(heard, weight[inside, tap.clamp(0, taps - 1)], 0.0)
-    more = hi > lo + nt
-    crowded = torch.stack([torch.where(more, node, nodes).min(), torch.where(more, node + 1, 0).max()])
-    return AxisTable(start, weight, first, skew.int(), lo.int(), hi.int(), coefficient, crowded.int())
+    if host is None:
+        first, skew, lo, hi, crowded, coefficient = reference.axis_parts(start, weight, nodes, nt)
+        return AxisTable(start, weight, first, skew, lo, hi, coefficient, crowded)
+    sizes = table_parts(points, nodes, nt)
+    steps = [aligned(size) for size in sizes]
+    table = uniform_taps.host_memory(sum(steps), start.device)
+    ops.axis_table(table, host[0], host[1].detach().float(), nodes, nt)
+    parts = uniform_taps.brought(table, start.device).split_with_sizes(steps)
+    first, skew, lo, hi, crowded, coefficient = [
+        part if size == step else part[:size] for part, size, step in zip(parts, sizes, steps)
+    ]
+    coefficient = coefficient.view(torch.float32).view(nt, -1)
+    return AxisTable(start, weight, first, skew, lo, hi, coefficient, crowded)
 
 
 # By taps and then by stream: a table is only read on the stream that made it, so that none is read half made. Graphs
@@ -116,7 +111,7 @@ def cached_table(start: Tensor, weight: Tensor, nodes: int) -> AxisTable:
     found = _tables.get(key, {})
     table = next(iter(found.values()), None) if capturing else found.get(stream)
     if table is None:
-        table = axis_table(start, weight, nodes)
+        table = axis_table(start, weight, nodes, capturing=capturing)
         if not capturing:
             if key not in _tables:
                 while len(_tables) >= _TABLES_KEPT:

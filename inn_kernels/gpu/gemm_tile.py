@@ -33,11 +33,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from inn_kernels.gpu import axis_table
+from inn_kernels import operands
 from inn_kernels.gpu.launch import cdiv
 from inn_kernels.gpu.split_sum import sum_splits
 
-PAD = tl.constexpr(axis_table.PAD)
+PAD = tl.constexpr(operands.PAD)
 """A kernel hands on the table of an axis as the tuple (p_skew, p_weight, p_lo, p_hi, p_coefficient, padded(M))."""
 
 NODES = tl.constexpr(64)

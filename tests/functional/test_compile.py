@@ -53,7 +53,13 @@ def samples(dtype, layout):
         "conv": (image, nodes, bias, *four, *window),
         "conv_input_gradient": (map_, nodes, *four, [3, 3], *window),
         "conv_node_gradient": (map_, image, nodes, *four, *window, True, False),
-    }
+        "uniform_taps": (
+            torch.zeros(K, dtype=torch.int32), torch.zeros(K, 6, dtype=wide), M, -0.5, "bspline", "keys", "cells", 2.0
+        ),
+        "axis_table": (
+            torch.zeros(8 + 4 + 64 + 64 + 4 + 6 * 64, dtype=torch.int32), out.start, out.weight.float(), M, 6
+        ),
+    }  # fmt: skip
 
 
 def test_every_operation_has_a_sample():

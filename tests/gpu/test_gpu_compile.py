@@ -126,7 +126,8 @@ def test_a_target_takes_what_its_configuration_says(monkeypatch: pytest.MonkeyPa
 
 
 def test_registered() -> None:
-    for name in set(ops.NAMES) - {"weight_gradient"}:  # a GPU's fresh memory costs no page faults
+    # A GPU's fresh memory costs no page faults; taps of ints are made on the host.
+    for name in set(ops.NAMES) - {"weight_gradient", "uniform_taps", "axis_table"}:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"inn_kernels::{name}", "CUDA")
 
 

@@ -56,7 +56,16 @@ GOOD = {
         "grad": zeros(3, K, 6, 4), "x": zeros(3, L, 8, 9), "nodes": zeros(M, N, 3, 2), **TAPS, **WINDOW,
         "need_nodes": True, "need_bias": True,
     },
+    "uniform_taps": {
+        "start": torch.zeros(K, dtype=torch.int32), "weight": zeros(K, 6), "nodes": M, "a": -0.5, "kernel": "bspline",
+        "boundary": "keys", "quadrature": "cells", "scale": 2.0,
+    },
+    "axis_table": {
+        "table": torch.zeros(8 + 8 + 64 + 64 + 4 + 6 * 64, dtype=torch.int32), "start": OUT[0], "weight": OUT[1],
+        "nodes": M, "contributors": 6,
+    },
 }  # fmt: skip
+MAKERS = ("uniform_taps", "axis_table")  # which write what they make into their first arguments
 
 
 def start_of(*values):
@@ -169,6 +178,38 @@ BAD = {
         ({"x": zeros(3, L, 8, 11)}, r"grad must have shape \[3, 5, 6, 5\] as x, nodes and taps say"),
     ],
 }
+BAD |= {
+    "uniform_taps": [
+        ({"kernel": "sinc"}, "kernel must be cubic, linear, bspline or conservative, got sinc"),
+        ({"boundary": "wrap"}, "boundary must be clamp or keys, got wrap"),
+        (
+            {"quadrature": "gauss-legendre"},
+            "quadrature must be cells, midpoint, trapezoid, simpson, left or right, got gauss-legendre",
+        ),
+        ({"a": float("nan")}, "a must be finite, got nan"),
+        ({"a": -1e6}, r"a must be finite, got -1e\+06"),
+        ({"nodes": 0}, r"nodes must be in \[1, 2\^31\), got 0"),
+        ({"nodes": 2**31}, r"nodes must be in \[1, 2\^31\), got 2147483648"),
+        ({"start": start_of(*range(K)).long()}, "start must be int32, got int64"),
+        ({"start": start_of(0)[0]}, r"start must have shape \[K\], got \[\]"),
+        ({"start": start_of()}, "start must have at least 1 points, got 0"),
+        ({"start": start_of(0), "weight": zeros(1, 12), "quadrature": "simpson"}, "at least 2 points, got 1"),
+        ({"weight": zeros(K, 6).half()}, "weight must be float32 or float64, got float16"),
+        ({"weight": zeros(K, 4)}, r"weight must have shape \[5, 6\] for such points, got \[5, 4\]"),
+        ({"weight": zeros(K - 1, 6)}, r"weight must have shape \[5, 6\] for such points, got \[4, 6\]"),
+        ({"quadrature": "left"}, r"weight must have shape \[5, 4\] for such points, got \[5, 6\]"),
+    ],
+    "axis_table": [
+        ({"table": torch.zeros(9, dtype=torch.int32)}, r"table must have shape \[532\] for such taps, got \[9\]"),
+        ({"table": zeros(532)}, "table must be int32, got float32"),
+        ({"start": OUT[0].long()}, "start must be int32, got int64"),
+        ({"weight": OUT[1].double()}, "weight must be float32 for such values, got float64"),
+        ({"start": OUT[0][:0], "weight": OUT[1][:0]}, "start must have at least 1 points, got 0"),
+        ({"contributors": 0}, r"contributors must be in \[1, 2\^15\), got 0"),
+        ({"contributors": 2**15}, r"contributors must be in \[1, 2\^15\), got 32768"),
+        ({"nodes": 0}, "start has 5 points but there are no nodes"),
+    ],
+}
 # Refused where the values are known: not while tracing.
 BAD_VALUES = {
     "discretize": [
@@ -186,6 +227,14 @@ BAD_VALUES = {
     ],
     "linear": [({"in_start": IN[0] + 1}, r"in_start must be in \[0, 5\] for 9 nodes and 4 taps a point, got 6 at 5")],
     "conv": [({"out_start": OUT[0] - 1}, r"out_start must be in \[0, 3\], got -1 at 0")],
+    "uniform_taps": [  # contiguous once they are on the meta device
+        ({"start": start_of(*range(2 * K))[::2]}, "start must be contiguous"),
+        ({"weight": zeros(6, K).T}, "weight must be contiguous"),
+    ],
+    "axis_table": [
+        ({"start": OUT[0].flip(0)}, "start must"),
+        ({"table": torch.zeros(2 * 532, dtype=torch.int32)[::2]}, "table must be contiguous"),
+    ],
 }
 
 
@@ -213,7 +262,7 @@ def test_good_arguments_are_taken(name, call):
 
 
 @pytest.mark.parametrize("out_taps, in_taps", [(1, 6), (7, 3), (8, 12), (33, 2)])
-@pytest.mark.parametrize("name", [name for name in GOOD if name != "weight_gradient"])
+@pytest.mark.parametrize("name", [name for name in GOOD if name not in ("weight_gradient", *MAKERS)])
 def test_any_number_of_taps_is_taken(name, out_taps, in_taps, call):
     """More, too, than there are nodes."""
     arguments, out, into = dict(GOOD[name]), taps(K, M, out_taps), taps(L, N, in_taps)

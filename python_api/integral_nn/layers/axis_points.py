@@ -17,6 +17,9 @@ from integral_nn.layers.deltas import resized
 from integral_nn.layers.replaced import check_wrapped
 
 
+_CPU = torch.device("cpu")
+
+
 class Points(nn.Module):
     """The points of an axis of M `nodes` by a rule and a basis, uniform or cumulated from `delta`, and their taps.
 
@@ -144,6 +147,13 @@ class Points(nn.Module):
             dtype=dtype,
             device=device or "cpu",
         )
+
+    def fixed_settings(self, size: int) -> list[tuple]:
+        """What the taps are made of that are kept of the current size, at another one: see `taps_ahead`."""
+        if self.delta is not None:
+            return []
+        at = size, self.nodes, self.basis, self.quadrature
+        return [(*at, weighted, scale, dtype, where or _CPU) for weighted, scale, dtype, where in list(self._tables)]
 
     def unit_scale(self) -> float:
         """The scale that makes the quadrature's interior weights 1 at full size: M - 1, or M for equal cells."""

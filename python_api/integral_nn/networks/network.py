@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inn_kernels import transforms
+from inn_kernels.taps import taps_ahead
 from integral_nn.coupling.axis_set import AxisSet
 from integral_nn.functional import checks
 from integral_nn.layers.axis import Axis
@@ -105,7 +106,9 @@ class IntegralNetwork(nn.Module):
         {'0': 24}
         """
         checks.check_optional(optimizer, Optimizer, "optimizer")
-        for axis, points in self._sizes_at(size).items():
+        sizes = self._sizes_at(size)
+        taps_ahead([settings for axis, points in sizes.items() for settings in axis.fixed_settings(points)])
+        for axis, points in sizes.items():
             axis.resize(points, optimizer)
         return self.sizes
 
