@@ -14,6 +14,11 @@ Result cuLaunchKernelEx(void) {
   return 0;
 }
 
+Result cuLaunchKernel(void) {
+  ++launches;
+  return 0;
+}
+
 #define DONE(name) \
   Result name(void) { return 0; }
 #define ANSWER(name, type, value) \

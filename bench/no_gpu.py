@@ -32,7 +32,7 @@ class NoGpu:
         self._driver = _load_driver()
         _pose_as_device(_module("launch"))
         _keep_tables(_module("foreach_table"))
-        _take_operators()
+        _take_operators(self._driver._name)
         _look_at_no_values()
 
     @property
@@ -109,15 +109,13 @@ def _keep_tables(foreach_table: Any) -> None:
     foreach_table.on_device = on_device
 
 
-def _take_operators() -> None:
+def _take_operators(driver: str) -> None:
     """The Triton kernels for CPU tensors, in place of the compiled library's."""
     from inn_kernels import gpu, ops
 
-    ops.compiled_missing = "this is taken for a GPU"
     gpu.refusal = lambda device, dtype: None
-    _take_operators.library = library = torch.library.Library("inn_kernels", "IMPL")  # type: ignore[attr-defined]
-    for name in gpu._FILES:
-        library.impl(name, gpu._implementation(name), "CPU", allow_override=True)
+    gpu.replays_missing = gpu._take("CPU", driver=driver, posing=True)
+    ops.compiled_missing = "this is taken for a GPU"
 
 
 def _look_at_no_values() -> None:
