@@ -126,13 +126,7 @@ Plan::Plan(const Call& call, const int64_t* words, int64_t count, std::vector<Ow
   const auto identities = read.several(2 * read.count());
   STD_TORCH_CHECK(identities == call.identities, "tensors are not what Python takes them for");
   STD_TORCH_CHECK(bool(read.below(2, "precision")) == call.tf32, "TF32 is not what Python takes it for");
-  for (int64_t n = read.count(); n > 0; --n) {
-    const int32_t dtype = dtype_of(read.below(5, "dtype"));
-    const int64_t rank = read.count();
-    auto sizes = read.several(rank);
-    values_.push_back({dtype, std::move(sizes), read.several(rank)});
-  }
-  int64_t made = int64_t(values_.size());
+  int64_t made = 0;
   const auto source = [&] {
     const auto kind = Source::Kind(read.below(3, "source"));
     const int64_t index = kind == Source::LITERAL    ? read.next()
@@ -142,8 +136,14 @@ Plan::Plan(const Call& call, const int64_t* words, int64_t count, std::vector<Ow
   };
   for (int64_t n = read.count(); n > 0; --n) {
     Step step;
-    step.kind = Step::Kind(read.below(3, "step"));
-    if (step.kind == Step::LAUNCH) {
+    step.kind = Step::Kind(read.below(4, "step"));
+    if (step.kind == Step::MAKE) {
+      step.layout.dtype = dtype_of(read.below(5, "dtype"));
+      const int64_t rank = read.count();
+      step.layout.sizes = read.several(rank);
+      step.layout.strides = read.several(rank);
+      ++made;
+    } else if (step.kind == Step::LAUNCH) {
       step.function = reinterpret_cast<void*>(uintptr_t(read.next()));
       uint32_t* const grid[] = {&step.grid.x, &step.grid.y, &step.grid.z, &step.grid.threads, &step.grid.shared};
       for (uint32_t* size : grid) *size = uint32_t(read.below(int64_t(1) << 31, "grid"));
@@ -180,10 +180,13 @@ Plan::Plan(const Call& call, const int64_t* words, int64_t count, std::vector<Ow
 
 void Plan::replay(const Call& call, StableIValue* results) const {
   std::vector<Owned> values;
-  values.reserve(values_.size() + steps_.size());
-  for (const Layout& layout : values_) values.push_back(allocate(layout, call.device));
+  values.reserve(steps_.size());
   std::optional<Guard> guard;
   for (const Step& step : steps_) {
+    if (step.kind == Step::MAKE) {
+      values.push_back(allocate(step.layout, call.device));
+      continue;
+    }
     if (step.kind == Step::SUM) {
       values.push_back(sum(values[step.value].get(), step.dimensions));
       continue;

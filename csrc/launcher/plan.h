@@ -1,8 +1,8 @@
 // What a call of one kind does, as words that Python recorded (inn_kernels/gpu/replay.py), and its replay.
 //
 //   identities   count, then address and version of each W argument; 1 if float32 products are TF32
-//   values       count, then dtype, rank, sizes, strides of each tensor to allocate
-//   steps        count, then of each, by its first word (tables and sums make further values, in their order):
+//   steps        count, then of each, by its first word (all but launches make values, numbered in their order):
+//                MAKE    dtype, rank, sizes, strides of a tensor to allocate
 //                LAUNCH  function, grid x y z, threads, shared memory, count, (source, index, offset) of each parameter
 //                SUM     value, count of dimensions, dimensions
 //                TABLE   count, int64 words; count, (position, source, index, offset) of each pointer among them
@@ -56,7 +56,8 @@ class Table {
 };
 
 struct Step {
-  enum Kind : int64_t { LAUNCH, SUM, TABLE } kind = LAUNCH;
+  enum Kind : int64_t { MAKE, LAUNCH, SUM, TABLE } kind = MAKE;
+  Layout layout{};
   void* function = nullptr;
   Grid grid{};
   std::vector<Source> parameters;
@@ -79,7 +80,6 @@ class Plan {
   void replay(const Call& call, StableIValue* results) const;
 
  private:
-  std::vector<Layout> values_;
   std::vector<Step> steps_;
   std::vector<Result> results_;
   bool list_ = false;

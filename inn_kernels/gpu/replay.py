@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 LITERAL, ARGUMENT, VALUE = range(3)  # sources, steps and dtypes as in csrc/launcher/plan.h
-LAUNCH, SUM, TABLE = range(3)
+MAKE, LAUNCH, SUM, TABLE = range(4)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64)
 
 _aten = torch.ops.aten
@@ -73,10 +73,9 @@ class Recorder(TorchDispatchMode):
         distinct = sorted({span for span in self._spans if span is not None})
         if any(begin < end for (_, end), (begin, _) in zip(distinct, distinct[1:])):
             self.refuse("arguments share memory")
-        self._values: list[Tensor] = []  # allocations first
+        self._values: list[Tensor] = []  # that the call made
         self._steps: list[list[int]] = []
         self._constants: list[Tensor] = []
-        self._later = 0  # values that steps make
         self._paused = False
 
     def refuse(self, why: str) -> None:
@@ -97,8 +96,9 @@ class Recorder(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if self._paused or self.why or func in _VIEW:
             return result
-        if func in _MAKE and result.dtype in DTYPES and not self._later:
-            self._values.append(result)
+        if func in _MAKE and result.dtype in DTYPES:
+            step = [MAKE, DTYPES.index(result.dtype), result.dim(), *result.shape, *result.stride()]
+            self._made(result, step)
         elif func == _aten.sum.dim_IntList and args[2:] in ((), (False,)) and not kwargs:
             at = self._value_of(args[0])
             if at is None or args[0].shape != self._values[at].shape:
@@ -158,7 +158,6 @@ class Recorder(TorchDispatchMode):
     def _made(self, value: Tensor, step: list[int]) -> None:
         self._values.append(value)
         self._steps.append(step)
-        self._later += 1
 
     def _words(self, result: Any) -> list[int]:
         if not any(step[0] == LAUNCH for step in self._steps):
@@ -170,10 +169,7 @@ class Recorder(TorchDispatchMode):
             words += [tensor._cdata, tensor._version]
         first = self.tensors[0]
         products = bool(self.taps) and first is not None and first.dtype == torch.float32
-        words += [int(products and fp32_precision() == "tf32"), len(self._values) - self._later]
-        for value in self._values[: len(self._values) - self._later]:
-            words += [DTYPES.index(value.dtype), value.dim(), *value.shape, *value.stride()]
-        words.append(len(self._steps))
+        words += [int(products and fp32_precision() == "tf32"), len(self._steps)]
         for step in self._steps:
             words += step
         results = [result] if isinstance(result, Tensor) else result
