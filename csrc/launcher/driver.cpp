@@ -23,7 +23,7 @@ struct Functions {
   AOTITorchError (*delete_guard)(void*);
   int64_t (*version)(const void*);  // at::TensorBase::_version, of what a handle points to
   void* (*globals)();               // at::globalContext
-  bool (*tf32)(const void*);        // at::Context::allowTF32CuBLAS
+  int (*precision)(const void*, int, int);  // at::Context::float32Precision
 };
 
 Functions functions;
@@ -57,7 +57,7 @@ const char* connect(const char* driver, bool posing) {
   void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
   find(torch, "_ZNK2at10TensorBase8_versionEv", &found.version);
   find(torch, "_ZN2at13globalContextEv", &found.globals);
-  find(torch, "_ZNK2at7Context15allowTF32CuBLASEv", &found.tf32);
+  find(torch, "_ZNK2at7Context16float32PrecisionENS_14Float32BackendENS_9Float32OpE", &found.precision);
   functions = found;
   is_posing = posing;
   return nullptr;
@@ -79,12 +79,9 @@ bool is_capturing(void* stream) {
 }
 
 bool tf32(bool* allowed) {
-  if (!functions.globals || !functions.tf32) return false;
-  try {
-    *allowed = functions.tf32(functions.globals());
-  } catch (const std::exception&) {  // it was set in two ways that contradict
-    return false;
-  }
+  if (!functions.globals || !functions.precision) return false;
+  constexpr int kCuda = 1, kMatmul = 3, kTf32 = 2;  // at::Float32Backend, Float32Op, Float32Precision
+  *allowed = functions.precision(functions.globals(), kCuda, kMatmul) == kTf32;
   return true;
 }
 

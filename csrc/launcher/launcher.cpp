@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
+#include <stdexcept>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -125,7 +126,7 @@ void by_python(const Operator& op, Call& call, StableIValue* stack, bool record)
   const auto code = torch_call_dispatcher(name.c_str(), record ? "recorded" : "", stack, TORCH_ABI_VERSION);
   aoti_torch_grad_mode_set_enabled(grad);
   recorded = before;
-  STD_TORCH_CHECK(code == TORCH_SUCCESS, failure.empty() ? name + " failed" : failure);
+  if (code != TORCH_SUCCESS) throw std::runtime_error(failure.empty() ? name + " failed" : failure);
 }
 
 void run(const Operator& op, StableIValue* stack, uint64_t count, uint64_t results) {
@@ -135,10 +136,13 @@ void run(const Operator& op, StableIValue* stack, uint64_t count, uint64_t resul
   const uint64_t hash = hash_of(call.key);
   const std::shared_ptr<Entry> entry = plans().find(hash, call.key);
   // What a graph reads at every replay Python keeps.
-  const bool replayed = entry && entry->plan && !(op.constant && is_capturing(call.stream));
-  if (replayed) {
+  if (entry && entry->plan && !(op.constant && is_capturing(call.stream))) {
     std::array<StableIValue, kResults> made{};
-    entry->plan->replay(call, made.data());
+    try {
+      entry->plan->replay(call, made.data());
+    } catch (const NoMemory&) {  // Python says how much, and of what
+      return by_python(op, call, stack, false);
+    }
     replays.fetch_add(1, std::memory_order_relaxed);
     call.clear();
     std::copy_n(made.begin(), results, stack);

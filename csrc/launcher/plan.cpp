@@ -55,9 +55,9 @@ int32_t dtype_of(int64_t code) {
 
 Owned allocate(const Layout& layout, int32_t device) {
   AtenTensorHandle made = nullptr;
-  ok(aoti_torch_empty_strided(int64_t(layout.sizes.size()), layout.sizes.data(), layout.strides.data(), layout.dtype,
-                              device_type(), device, &made),
-     "allocate a result");
+  if (aoti_torch_empty_strided(int64_t(layout.sizes.size()), layout.sizes.data(), layout.strides.data(), layout.dtype,
+                               device_type(), device, &made) != TORCH_SUCCESS)
+    throw NoMemory("there is no memory for a result");
   return Owned(made);
 }
 

@@ -14,6 +14,7 @@
 
 #include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -71,12 +72,17 @@ struct Result {
   std::vector<int64_t> sizes, strides;
 };
 
+// There is no memory for a result.
+struct NoMemory : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 class Plan {
  public:
   // Reads the words for a call; raises a RuntimeError where they do not fit it.
   Plan(const Call& call, const int64_t* words, int64_t count, std::vector<Owned> constants);
 
-  // Makes the results, at most kResults.
+  // Makes the results, at most kResults. Raises NoMemory, and a RuntimeError where a launch fails.
   void replay(const Call& call, StableIValue* results) const;
 
  private:
