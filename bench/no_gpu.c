@@ -1,5 +1,5 @@
 /* A CUDA driver that loads and launches nothing, and counts the launches it was asked for: what Triton's launcher calls,
- * for measuring what a launch costs the host. Built and loaded by no_gpu.py under the driver's name, libcuda.so.1.
+ * for measuring what a launch costs the host, and for tests of what is launched. Built and loaded by no_gpu.py under the driver's name, libcuda.so.1.
  *
  * Arguments beyond those a function names are left where the caller put them. */
 #include <stdint.h>
@@ -9,8 +9,50 @@ typedef void *Handle;
 
 long launches;
 
-Result cuLaunchKernelEx(void) {
-  ++launches;
+/* The last launches, launch n at n modulo the number of them, of kernels of which so many parameters are to be noted. */
+enum { NOTED = 16, PARAMETERS = 64, KERNELS = 4096 };
+struct {
+  uint64_t function, stream;
+  uint32_t grid[3], block[3], shared;
+  uint64_t values[PARAMETERS]; /* 8 bytes of each, whatever its type */
+} noted[NOTED];
+uint8_t parameters[KERNELS];
+
+struct Config {
+  uint32_t grid[3], block[3], shared;
+  Handle stream;
+};
+
+static Result note(const struct Config *config, Handle function, void **values) {
+  int n = launches++ % NOTED;
+  int count = (uint64_t)function < KERNELS ? parameters[(uint64_t)function] : 0;
+  noted[n].function = (uint64_t)function;
+  noted[n].stream = (uint64_t)config->stream;
+  for (int d = 0; d < 3; ++d) {
+    noted[n].grid[d] = config->grid[d];
+    noted[n].block[d] = config->block[d];
+  }
+  noted[n].shared = config->shared;
+  for (int i = 0; i < count; ++i) noted[n].values[i] = *(uint64_t *)values[i];
+  return 0;
+}
+
+Result cuLaunchKernelEx(const struct Config *config, Handle function, void **values) {
+  return note(config, function, values);
+}
+
+int failing; /* what a launch answers, if not 0 */
+
+Result cuLaunchKernel(Handle function, uint32_t x, uint32_t y, uint32_t z, uint32_t threads, uint32_t block_y,
+                      uint32_t block_z, uint32_t shared, Handle stream, void **values) {
+  struct Config config = {{x, y, z}, {threads, block_y, block_z}, shared, stream};
+  return failing ? failing : note(&config, function, values);
+}
+
+/* Each kernel has a handle of its own. */
+Result cuModuleGetFunction(uint64_t *answer) {
+  static uint64_t last;
+  *answer = ++last;
   return 0;
 }
 
@@ -38,18 +80,18 @@ ANSWER(cuCtxGetCurrent, Handle, 1)
 ANSWER(cuCtxGetLimit, uint64_t, 0)
 ANSWER(cuDevicePrimaryCtxRetain, Handle, 1)
 ANSWER(cuModuleLoadData, Handle, 1)
-ANSWER(cuModuleGetFunction, Handle, 1)
 ANSWER(cuOccupancyMaxActiveClusters, int, 1)
 
 Result cuGetErrorString(Result code, const char **text) {
-  (void)code;
-  *text = "no error";
+  *text = code ? "an error that a test asked for" : "no error";
   return 0;
 }
 
+int capturing;
+
 Result cuStreamIsCapturing(Handle stream, int *answer) {
   (void)stream;
-  *answer = 0;
+  *answer = capturing;
   return 0;
 }
 

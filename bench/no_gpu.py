@@ -1,8 +1,8 @@
 """A GPU that does nothing: Triton's own just-in-time path and C launcher over a driver of ours, on CPU tensors.
 
 What is left of a call over that driver (no_gpu.c) is what it costs the host. Kernels are compiled for sm_90, arguments
-bound and packed, launches counted; nothing runs, so that results are whatever memory held. The process takes CPU
-tensors for a GPU's from then on.
+bound and packed, launches counted; nothing runs, so that results are whatever memory held. Calls are replayed by C++
+over the same driver, unless INN_KERNELS_LAUNCHER=triton. The process takes CPU tensors for a GPU's from then on.
 
 Not there to be measured: the driver's own launch (2 to 3 us), and what PyTorch asks the CUDA runtime (its allocator,
 the current stream).
@@ -10,6 +10,7 @@ the current stream).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
@@ -17,12 +18,26 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 PROCESSORS = 132
+
+
+class Noted(ctypes.Structure):
+    """A launch that the driver was asked for."""
+
+    _fields_ = (
+        ("function", ctypes.c_uint64),
+        ("stream", ctypes.c_uint64),
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("shared", ctypes.c_uint32),
+        ("values", ctypes.c_uint64 * 64),
+    )
 
 
 class NoGpu:
@@ -32,7 +47,7 @@ class NoGpu:
         self._driver = _load_driver()
         _pose_as_device(_module("launch"))
         _keep_tables(_module("foreach_table"))
-        _take_operators()
+        _take_operators(self._driver._name)
         _look_at_no_values()
         _copy_taps()
 
@@ -40,6 +55,19 @@ class NoGpu:
     def launches(self) -> int:
         """Kernels launched so far."""
         return ctypes.c_long.in_dll(self._driver, "launches").value
+
+    def set(self, name: str, value: int) -> None:
+        """Let the driver be `capturing`, or answer launches by C++ with `failing`, an error's number."""
+        ctypes.c_int.in_dll(self._driver, name).value = value
+
+    def note(self, function: int, count: int) -> None:
+        """Let the driver note so many parameters of a kernel's launches."""
+        (ctypes.c_uint8 * 4096).in_dll(self._driver, "parameters")[function] = count
+
+    def noted(self, count: int) -> list[Noted]:
+        """The last launches, at most 16."""
+        ring = (Noted * 16).in_dll(self._driver, "noted")
+        return [Noted.from_buffer_copy(ring[n % 16]) for n in range(self.launches - count, self.launches)]
 
 
 def forget_sizes() -> None:
@@ -111,15 +139,27 @@ def _keep_tables(foreach_table: Any) -> None:
     foreach_table.on_device = on_device
 
 
-def _take_operators() -> None:
+def _take_operators(driver: str) -> None:
     """The Triton kernels for CPU tensors, in place of the compiled library's."""
     from inn_kernels import gpu, ops
 
-    ops.compiled_missing = "this is taken for a GPU"
     gpu.refusal = lambda device, dtype: None
-    _take_operators.library = library = torch.library.Library("inn_kernels", "IMPL")  # type: ignore[attr-defined]
-    for name in gpu._FILES:
-        library.impl(name, gpu._implementation(name), "CPU", allow_override=True)
+    with _quiet():  # PyTorch tells that the compiled library's are overridden
+        gpu.replays_missing = gpu._take("CPU", driver=driver, posing=True)
+    ops.compiled_missing = "this is taken for a GPU"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what C++ writes to the standard error."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _look_at_no_values() -> None:

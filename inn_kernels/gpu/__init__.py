@@ -38,7 +38,8 @@ from typing import Any
 
 import torch
 
-from inn_kernels import ops, reference  # noqa: F401 (ops defines what is implemented here)
+from inn_kernels import ops, reference
+from inn_kernels.gpu import replay
 
 
 def _missing() -> str | None:
@@ -115,7 +116,33 @@ def _implementation(name: str) -> Callable[..., Any]:
 _TAKEN = {*STORAGE, torch.int32}
 
 
+def _take(key: str, **how: Any) -> str | None:
+    """Make the kernels the operators' implementation for a dispatch key. Returns None, or why C++ replays no call."""
+    why = replay.install(key, **how)
+    if why is not None:
+        for name in _FILES:
+            _library.impl(name, _implementation(name), key, allow_override=True)
+    return why
+
+
+def _tell() -> torch.library.Library:
+    """What C++ calls where it has no recording: each operator as it is, and as an overload that is recorded."""
+    library = torch.library.Library("inn_kernels_triton", "DEF")
+    for schema, name in zip(ops._SCHEMAS, ops.NAMES):
+        if name in _FILES:
+            parameters = list(inspect.signature(getattr(reference, name)).parameters)
+            fused = _FILES[name].startswith(("linear", "conv"))
+            for overload, taps in (("", None), (".recorded", [parameters.index(n) for n in _TAPS] if fused else [])):
+                library.define(schema.replace("(", f"{overload}(", 1))
+                library.impl(name + overload, replay.told(_implementation(name), taps), "CompositeExplicitAutograd")
+    return library
+
+
+_TAPS = ("out_start", "out_weight", "in_start", "in_weight")
+_library = torch.library.Library("inn_kernels", "IMPL")
+replays_missing: str | None = missing
+"""Why no call is replayed by C++, or None."""
+
 if missing is None:
-    _library = torch.library.Library("inn_kernels", "IMPL")
-    for _name in _FILES:
-        _library.impl(_name, _implementation(_name), "CUDA")
+    _told = _tell()
+    replays_missing = _take("CUDA")

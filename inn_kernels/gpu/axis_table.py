@@ -22,6 +22,7 @@ from torch import Tensor
 
 from inn_kernels import ops, reference, uniform_taps
 from inn_kernels.gpu.launch import stream_of
+from inn_kernels.gpu.replay import recorder
 from inn_kernels.operands import aligned, table_parts
 
 CONTRIBUTORS = (4, 6, 8, 12)
@@ -104,6 +105,15 @@ _TABLES_KEPT = 1024
 
 def cached_table(start: Tensor, weight: Tensor, nodes: int) -> AxisTable:
     """`axis_table`, made once while the same two tensors come back unchanged, as those of fixed partitions do."""
+    recording = recorder()
+    if recording is None:
+        return _kept_table(start, weight, nodes)
+    table = recording.aside(lambda: _kept_table(start, weight, nodes))
+    recording.kept(table, start, weight)
+    return table
+
+
+def _kept_table(start: Tensor, weight: Tensor, nodes: int) -> AxisTable:
     if weight.requires_grad or start.is_inference() or weight.is_inference():
         return axis_table(start, weight, nodes)
     stream, capturing = stream_of(start.device)

@@ -198,12 +198,12 @@ def tap_gradient(
 ) -> tuple[Tensor, Tensor]:  # [out_points, T_out] or [0, T_out], [in_points, T_in] or [0, T_in]
     """Gradients of the weights of each axis that needs them."""
     counts = tap_counts(out_taps, in_taps)
+    if (need_out or need_in) and grad.numel() and max(counts) <= HELD:
+        return _held_gradient(nodes, grad, sizes, out_taps, in_taps, need_out, need_in)
     points = sizes.out_points if need_out else 0, sizes.in_points if need_in else 0
     sums = [torch.zeros(n, taps, dtype=torch.float32, device=nodes.device) for n, taps in zip(points, counts)]
     if not (need_out or need_in) or not grad.numel():
         return sums[0], sums[1]
-    if max(counts) <= HELD:
-        return _held_gradient(nodes, grad, sizes, out_taps, in_taps, need_out, need_in)
     # Both gradients are linear in the other side's weights, and a tap's own needs no other tap of its side.
     for out, out_part in _parts(out_taps, sizes.out_nodes):
         for in_, in_part in _parts(in_taps, sizes.in_nodes):

@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.launch import LIMIT, TRITON_TYPE, Config, Launch, cdiv, empty, guard, processors
+from inn_kernels.gpu.replay import recorder
 from inn_kernels.gpu.sampler_tile import HELD, MIN_ROWS, Geometry, dense
 from inn_kernels.taps import Basis, Taps, taps_for
 
@@ -190,6 +191,16 @@ def _on_host(layout: Layout, pointers: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.concatenate([layers.ravel(), layout.tiles]))
 
 
+def _now(make: Callable[[], Any]) -> Any:
+    return make()
+
+
+def _pointers(words: Sequence[int], layers: int) -> list[int]:
+    """Where a table holds pointers: to nodes, and to taps where there are any."""
+    columns = [16 * row + column for row in range(layers) for column in (0, 2, 3, 4, 5)]
+    return [at for at in columns if words[at]]
+
+
 # The launch -----------------------------------------------------------------------------------------------------
 
 _TRACKED = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)  # what notes that tensors share memory
@@ -242,10 +253,17 @@ class Foreach(NamedTuple):
         )  # fmt: skip
         flat = empty([made.numel], dtype, device)
         if made.tiles.size:
-            identities = [_identity(size, device) for size in made.identities]
+            recording = recorder()
+            aside = _now if recording is None else recording.aside
+            identities = aside(lambda: [_identity(size, device) for size in made.identities])
             flattened = (*start, *(t.start for t in identities), *weight, *(t.weight for t in identities))
             kept = [t.contiguous() for t in flattened]
-            table, tiles = on_device(made, tuple([x.data_ptr() for x in (*layers, *kept)]), device)
+            pointers = tuple([x.data_ptr() for x in (*layers, *kept)])
+            table, tiles = aside(lambda: on_device(made, pointers, device))
+            if recording is not None:
+                recording.kept([x for t in identities for x in (t.start, t.weight)])
+                words = aside(lambda: _on_host(made, pointers).tolist())
+                recording.table(table, words, _pointers(words, len(made.results)))
             with guard(flat):
                 made.launch(table, tiles, flat)
         with torch._C._ExcludeDispatchKeyGuard(_TRACKED):  # tensors of their own on one storage, no views

@@ -12,6 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
+from inn_kernels.gpu.replay import recorder
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run in Triton's interpreter: on CPU tensors, slowly, with the same launchers."""
 
@@ -120,6 +122,7 @@ class _Compiled(NamedTuple):
     function: Any
     metadata: Any
     constants: tuple
+    kernel: Any
 
 
 _compiled: dict[tuple, _Compiled] = {}
@@ -146,7 +149,10 @@ class Launch:
     def __call__(self, *tensors: Tensor | None) -> None:
         """Launch it on the current stream of the current device (see `guard`)."""
         kernel = self.kernel
+        recording = recorder()
         if INTERPRETED or torch.version.hip is not None or _hooked(kernel):
+            if recording is not None:
+                recording.refuse("somebody listens to launches")
             kernel[self.grid](*tensors, *self.numbers, **self.options)
             return
         driver = triton.runtime.driver.active
@@ -157,8 +163,12 @@ class Launch:
             found = _compiled.get((self.kind, kinds))
             if found is None:
                 self._compile(kinds, tensors)
+                if recording is not None:
+                    recording.refuse("it was compiled meanwhile")
                 return
             self.ready[kinds] = found
+        if recording is not None:
+            recording.launched(found.kernel, kernel.arg_names, (*tensors, *self.numbers, *found.constants), self.across)
         x, y, z = self.across
         found.run(
             x, y, z, driver.get_current_stream(device), found.function, found.metadata,
@@ -175,7 +185,7 @@ class Launch:
         general = all(p.do_not_specialize for p in self.kernel.params[len(tensors) : given])
         if general and set(names) <= set(self.options):
             constants = tuple(self.options[name] for name in names)
-            _compiled[self.kind, kinds] = _Compiled(made.run, made.function, made.packed_metadata, constants)
+            _compiled[self.kind, kinds] = _Compiled(made.run, made.function, made.packed_metadata, constants, made)
 
 
 def _hooked(kernel: Any) -> bool:

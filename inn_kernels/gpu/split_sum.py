@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.launch import Launch, cdiv, empty, processors, stream_of
+from inn_kernels.gpu.replay import recorder
 
 
 @triton.jit
@@ -84,6 +85,15 @@ def workspace(device: torch.device, partial: int, tickets: int) -> Workspace:
 
     A CUDA graph gets its own, zeroed in the graph: its replays may run beside the stream that captured it.
     """
+    recording = recorder()
+    if recording is None:
+        return _kept_workspace(device, partial, tickets)
+    space = recording.aside(lambda: _kept_workspace(device, partial, tickets))
+    recording.kept(space)
+    return space
+
+
+def _kept_workspace(device: torch.device, partial: int, tickets: int) -> Workspace:
     stream, capturing = stream_of(device)
     found = None if capturing else _workspaces.get((device, stream))
     if found is None or found.ticket.numel() < tickets or found.partial.numel() < partial:
