@@ -10,6 +10,7 @@ import torch
 import integral_nn as inn
 from inn_kernels import cost, dispatch, ops
 from inn_kernels.cost import Shape
+from integral_nn.functional import linear
 
 MACHINE = cost.Machine(
     sampler_read_bandwidth=2.0,
@@ -93,6 +94,7 @@ def test_auto_is_the_cheapest_dataflow_bit_for_bit(monkeypatch):
     auto = inn.integral_linear(x, nodes, None, 12, 12)
     assert torch.equal(auto, inn.integral_linear(x, nodes, None, 12, 12, dataflow="factored"))
     monkeypatch.setattr(dispatch, "_cheapest", lambda *sizes: "materialize")
+    linear._ways.clear()
     auto = inn.integral_linear(x, nodes, None, 12, 12)
     assert torch.equal(auto, inn.integral_linear(x, nodes, None, 12, 12, dataflow="materialize"))
 
