@@ -16,6 +16,17 @@ def transforming() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch.jit.is_tracing()
 
 
+def immediate() -> bool:
+    """Whether nothing of all this goes on: tensors hold numbers, and operations run as they are called."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+        or faking()
+    )
+
+
 def tracing() -> bool:
     """Whether a graph is traced: sizes may be symbols, and what is computed belongs to the graph."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()

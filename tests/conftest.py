@@ -13,6 +13,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # tests/gpu run in Triton's interpreter, which its first import decides
 
 from inn_kernels import ops
+from integral_nn.functional import linear
 
 try:
     import hypothesis
@@ -48,6 +49,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 torch.set_num_threads(max(1, (os.cpu_count() or 1) // _WORKERS))
+
+
+@pytest.fixture(autouse=True)
+def calls_are_new() -> None:
+    """No call is known to be alike one that another test made, under its own patches."""
+    linear._ways.clear()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import torch
 import integral_nn as inn
 from inn_kernels import calibration, cost, dispatch, ops
 from inn_kernels.cost import Shape
+from integral_nn.functional import linear
 
 MACHINE = cost.Machine(
     sampler_read_bandwidth=2.0,
@@ -128,6 +129,7 @@ def test_auto_is_the_cheapest_dataflow_bit_for_bit(monkeypatch):
     auto = inn.integral_linear(x, nodes, None, 12, 12)
     assert torch.equal(auto, inn.integral_linear(x, nodes, None, 12, 12, dataflow="factored"))
     monkeypatch.setattr(dispatch, "_cheapest", lambda *sizes: "materialize")
+    linear._ways.clear()
     auto = inn.integral_linear(x, nodes, None, 12, 12)
     assert torch.equal(auto, inn.integral_linear(x, nodes, None, 12, 12, dataflow="materialize"))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from inn_kernels import dispatch
+from inn_kernels import dispatch, transforms
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Basis, Partition, Taps, accumulate_dtype, check_basis, taps_for
 from integral_nn.functional.checks import FLOATS
@@ -78,9 +78,32 @@ def records_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether calls are recorded into a CUDA graph: what they make holds numbers when it is replayed, not now."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def working_dtype(nodes: Tensor, dtype: torch.dtype) -> torch.dtype:
     """The dtype taps are kept in: float64 as soon as nodes or result are float64."""
     return accumulate_dtype(torch.float64 if torch.float64 in (nodes.dtype, dtype) else dtype)
+
+
+_SETTINGS = {int, float, str, type(None)}
+_TENSORS = {Tensor, torch.nn.Parameter, type(None)}
+
+
+def signature(tensors: Sequence[Tensor | None], settings: tuple) -> tuple | None:
+    """All that decides how a call is checked and computed: alike for two calls, if only numbers in tensors differ.
+
+    None where more would: for partitions and rules that are tensors or callables, where PyTorch traces or transforms.
+    """
+    kinds = (*map(type, settings),)  # True is no 1, nor is 1.0
+    if not (_SETTINGS.issuperset(kinds) and _TENSORS.issuperset(map(type, tensors)) and transforms.immediate()):
+        return None
+    of_tensors = [t if t is None else (t.shape, t.dtype, t.device, t.layout, t.requires_grad) for t in tensors]
+    first = tensors[0]
+    compute = None if first is None else compute_dtype(first)
+    return (*of_tensors, compute, torch.is_grad_enabled(), kinds, settings)
 
 
 def weight_taps(

@@ -10,7 +10,9 @@ fused         the same algebra in one launch (nothing in between reaches memory)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -63,23 +65,54 @@ def integral_linear(
     >>> inn.integral_linear(torch.ones(1, 9), torch.ones(5, 5), None, 3, 9)  # the integral of 1 over [0, 1]
     tensor([[1., 1., 1.]])
     """
-    arguments.check_floating(x, "x")
-    arguments.check_nodes(nodes, (2, 3), "[M_out, M_in] or [M_out, M_in, T]")
-    arguments.check_device(x, nodes, "x")
-    arguments.check_bias(bias, nodes)
-    arguments.check_dataflow(dataflow)
-    wide = arguments.working_dtype(nodes, arguments.compute_dtype(x))
-    backend = dispatch.select_backend(backend, nodes.device, nodes.dtype)
-    basis = Basis(a, boundary, kernel)
-    taps = arguments.weight_taps(nodes, out_partition, in_partition, None, quadrature, scale, basis, wide)
-    return linear(x, nodes, bias, taps, dataflow, backend)
+    settings = (out_partition, in_partition, quadrature, scale, kernel, a, boundary, dataflow, backend)
+    signature = arguments.signature((x, nodes, bias), settings)
+    way = None if signature is None else _ways.get(signature)
+    if way is None:
+        arguments.check_floating(x, "x")
+        arguments.check_nodes(nodes, (2, 3), "[M_out, M_in] or [M_out, M_in, T]")
+        arguments.check_device(x, nodes, "x")
+        arguments.check_bias(bias, nodes)
+        arguments.check_dataflow(dataflow)
+        wide = arguments.working_dtype(nodes, arguments.compute_dtype(x))
+        backend = dispatch.select_backend(backend, nodes.device, nodes.dtype)
+        basis = Basis(a, boundary, kernel)
+        taps = arguments.weight_taps(nodes, out_partition, in_partition, None, quadrature, scale, basis, wide)
+        way = _chosen(x, nodes, bias, taps, dataflow, backend)
+        if signature is not None and not arguments.capturing(x.device):
+            if len(_ways) >= _KEPT:
+                _ways.clear()
+            _ways[signature] = way
+    return _run(x, nodes, bias, way)
+
+
+class _Way(NamedTuple):
+    """How a layer is computed."""
+
+    taps: Sequence[Taps | None]
+    compute: torch.dtype
+    dataflow: str
+    step: bool  # by one node of autograd
+    backend: str
+
+
+_ways: dict[tuple, _Way] = {}
+"""Calls that were checked before, by what decides how they are computed. No tensor of a caller is among it."""
+
+_KEPT = 1024
 
 
 def linear(
     x: Tensor, nodes: Tensor, bias: Tensor | None, taps: Sequence[Taps | None], dataflow: str, backend: str
 ) -> Tensor:
     """`integral_linear` on taps [out, in] that were made and checked before."""
-    out_taps, in_taps = taps
+    return _run(x, nodes, bias, _chosen(x, nodes, bias, taps, dataflow, backend))
+
+
+def _chosen(
+    x: Tensor, nodes: Tensor, bias: Tensor | None, taps: Sequence[Taps | None], dataflow: str, backend: str
+) -> _Way:
+    in_taps = taps[1]
     channels = nodes.shape[1] if in_taps is None else in_taps.points
     offsets = nodes.shape[2] if nodes.dim() == 3 else 1
     check_features(x, channels, offsets)
@@ -90,15 +123,24 @@ def linear(
         dataflow = dispatch.choose_dataflow(rows, nodes, taps, compute, training, fusable=refusal is None)
     if dataflow == "fused":
         fused.check(refusal)
+    one = dataflow != "fused" and step.takes(x, nodes, bias, taps, compute, dataflow, backend)
+    return _Way(taps, compute, dataflow, one, backend)
+
+
+def _run(x: Tensor, nodes: Tensor, bias: Tensor | None, way: _Way) -> Tensor:
+    taps, compute, dataflow, one, backend = way
+    out_taps, in_taps = taps
+    if dataflow == "fused":
         return fused.linear(x.to(compute), nodes, bias, out_taps, in_taps)
-    if step.takes(x, nodes, bias, taps, compute, dataflow, backend):
+    if one:
         return step.linear(x.to(compute), nodes, bias, out_taps, in_taps, dataflow)
     sampled_bias = None if bias is None else sample(bias, [out_taps], compute, backend)
     if dataflow == "materialize":
         weight = sample(nodes, taps, compute, backend)
         return F.linear(x, weight.flatten(1), sampled_bias)
     if in_taps is not None:
-        grouped = x.unflatten(-1, (channels, offsets)) if offsets > 1 else x
+        offsets = nodes.shape[2] if nodes.dim() == 3 else 1
+        grouped = x.unflatten(-1, (in_taps.points, offsets)) if offsets > 1 else x
         x = spread(grouped, in_taps, -2 if offsets > 1 else -1, compute, backend)
         x = x.flatten(-2) if offsets > 1 else x
     y = F.linear(x, nodes.to(compute).flatten(1))

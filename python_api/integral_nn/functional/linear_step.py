@@ -25,6 +25,9 @@ from inn_kernels.taps import Taps
 from integral_nn.functional.discretize import sample
 from integral_nn.functional.interpolate import interpolate, kernels, spread
 
+Along = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Start and weight of the output's taps and of the input's. They belong to the axes: no node saves them."""
+
 _FRESH = 32 << 20  # bytes from which glibc's allocator takes fresh pages from the system every time
 
 
@@ -60,49 +63,51 @@ class Materialized(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, nodes: Tensor, bias: Tensor | None, *taps: Tensor
-    ) -> Tensor:  # x [B, L], nodes [M_out, M_in], bias [M_out], taps of both
+        ctx: Any, x: Tensor, nodes: Tensor, bias: Tensor | None, taps: Along
+    ) -> Tensor:  # x [B, L], nodes [M_out, M_in], bias [M_out]
         weight = ops.discretize(nodes, *taps, x.dtype)
-        sampled = None if bias is None else ops.interpolate(bias, *taps[:2], 0, x.dtype)
-        ctx.save_for_backward(weight, x, nodes, bias, *taps)
+        sampled = None if bias is None else ops.interpolate(bias, taps[0], taps[1], 0, x.dtype)
+        ctx.taps = taps
+        ctx.save_for_backward(weight, x, nodes, bias)
         return F.linear(x, weight, sampled)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple:
-        weight, x, nodes, bias, *taps = ctx.saved_tensors
+        weight, x, nodes, bias = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _through_autograd(ctx, dy, _materialize)
-        need_x, need_nodes, need_bias = ctx.needs_input_grad[:3]
-        run = kernels()
+        need_x, need_nodes, need_bias, _ = ctx.needs_input_grad
+        run, taps = kernels(), ctx.taps
         dx = dy @ weight if need_x else None
         d_nodes = d_bias = None
         if need_nodes:
             d_nodes = run.discretize_adjoint(_product(dy, x), *taps, *nodes.shape, nodes.dtype)
         if need_bias:
-            d_bias = run.spread(dy.sum(0), *taps[:2], nodes.shape[0], 0, bias.dtype)
-        return dx, d_nodes, d_bias, *[None] * 4
+            d_bias = run.spread(dy.sum(0), taps[0], taps[1], nodes.shape[0], 0, bias.dtype)
+        return dx, d_nodes, d_bias, None
 
 
 class Factored(Function):
     """y = (x S_in nodes^T + b) S_out^T."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, nodes: Tensor, bias: Tensor | None, *taps: Tensor) -> Tensor:
-        wide = ops.spread(x, *taps[2:], nodes.shape[1], 1, x.dtype)
-        ctx.save_for_backward(wide, x, nodes, bias, *taps)
-        return ops.interpolate(F.linear(wide, nodes, bias), *taps[:2], 1, x.dtype)
+    def forward(ctx: Any, x: Tensor, nodes: Tensor, bias: Tensor | None, taps: Along) -> Tensor:
+        wide = ops.spread(x, taps[2], taps[3], nodes.shape[1], 1, x.dtype)
+        ctx.taps = taps
+        ctx.save_for_backward(wide, x, nodes, bias)
+        return ops.interpolate(F.linear(wide, nodes, bias), taps[0], taps[1], 1, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple:
-        wide, _, nodes, _, *taps = ctx.saved_tensors
+        wide, _, nodes, _ = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _through_autograd(ctx, dy, _factor)
-        need_x, need_nodes, need_bias = ctx.needs_input_grad[:3]
-        run = kernels()
-        d_wide = run.spread(dy, *taps[:2], nodes.shape[0], 1, dy.dtype)
-        dx = run.interpolate(d_wide @ nodes, *taps[2:], 1, dy.dtype) if need_x else None
+        need_x, need_nodes, need_bias, _ = ctx.needs_input_grad
+        run, taps = kernels(), ctx.taps
+        d_wide = run.spread(dy, taps[0], taps[1], nodes.shape[0], 1, dy.dtype)
+        dx = run.interpolate(d_wide @ nodes, taps[2], taps[3], 1, dy.dtype) if need_x else None
         d_nodes = _product(d_wide, wide) if need_nodes else None
-        return dx, d_nodes, d_wide.sum(0) if need_bias else None, *[None] * 4
+        return dx, d_nodes, d_wide.sum(0) if need_bias else None, None
 
 
 def _product(dy: Tensor, x: Tensor) -> Tensor:
@@ -115,24 +120,24 @@ def _through_autograd(ctx: Any, dy: Tensor, run: Callable[..., Tensor]) -> tuple
     """Gradients that are differentiable themselves: by autograd through the composed dataflow."""
     _, *inputs = ctx.saved_tensors
     with torch.enable_grad():
-        y = run(*inputs)
+        y = run(*inputs, ctx.taps)
         wanted = [t for t, need in zip(inputs, ctx.needs_input_grad) if need]
         found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return tuple(next(found) if need else None for need in ctx.needs_input_grad)
 
 
-def _taps(nodes: Tensor, taps: Sequence[Tensor]) -> tuple[Taps, Taps]:
+def _taps(nodes: Tensor, taps: Along) -> tuple[Taps, Taps]:
     return Taps(taps[0], taps[1], nodes.shape[0]), Taps(taps[2], taps[3], nodes.shape[1])
 
 
-def _materialize(x: Tensor, nodes: Tensor, bias: Tensor | None, *taps: Tensor) -> Tensor:
+def _materialize(x: Tensor, nodes: Tensor, bias: Tensor | None, taps: Along) -> Tensor:
     along = _taps(nodes, taps)
     return F.linear(
         x, sample(nodes, along, x.dtype, ""), None if bias is None else sample(bias, along[:1], x.dtype, "")
     )
 
 
-def _factor(x: Tensor, nodes: Tensor, bias: Tensor | None, *taps: Tensor) -> Tensor:
+def _factor(x: Tensor, nodes: Tensor, bias: Tensor | None, taps: Along) -> Tensor:
     out_taps, in_taps = _taps(nodes, taps)
     return interpolate(F.linear(spread(x, in_taps, 1, x.dtype, ""), nodes, bias), out_taps, 1, x.dtype, "")
 
@@ -144,5 +149,5 @@ def linear(
     assert out_taps is not None and in_taps is not None
     node = Materialized if dataflow == "materialize" else Factored
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    y = node.apply(rows, nodes, bias, out_taps.start, out_taps.weight, in_taps.start, in_taps.weight)
+    y = node.apply(rows, nodes, bias, (*out_taps[:2], *in_taps[:2]))
     return y if x.dim() == 2 else y.reshape(*x.shape[:-1], y.shape[-1])

@@ -110,6 +110,9 @@ class Axis(Points):
     def share(self, part: float) -> int:
         """The size nearest to a share of the nodes: a multiple of `multiple_of`, with points enough for the rule."""
         checks.check_number(part, "part", least=0)
+        return self._share(part)
+
+    def _share(self, part: float) -> int:
         fewest = rules.minimum_points(self.quadrature)
         step = self.multiple_of
         return max(round(part * self.nodes / step), -(-fewest // step)) * step
@@ -216,7 +219,7 @@ class Axis(Points):
         """A size or a share of the nodes as a size that the axis can take."""
         if isinstance(size, float):
             checks.check_number(size, name, above=0)
-            size = self.share(size)
+            size = self._share(size)
         self._check_size(size, name)
         return size
 
@@ -241,17 +244,23 @@ class Axis(Points):
 
     def _set(self, size: int, delta: nn.Parameter | None = None, keeps: bool = False) -> None:
         """Take up a size and its deltas, if any. Nothing of it is written in place: `_state` undoes it."""
-        if self.delta is not None and self.delta is not delta:
-            replaced.note(self.delta, self, "delta")
-        self.resized_at = threading.get_ident(), torch._C._autograd._get_sequence_nr()
-        self.delta, self.keeps = delta, keeps
+        old = self.delta
+        if old is not delta:
+            if old is not None:
+                replaced.note(old, self, "delta")
+            self.delta = delta
         placements = getattr(delta, "placements", ())
-        self._replicated = bool(placements) and all(placement.is_replicate() for placement in placements)
-        self._extent = torch.empty(size, 0)
+        extent = torch.empty(size, 0)
         if "torch._dynamo" in sys.modules:
-            mark_dynamic(self._extent)
+            mark_dynamic(extent)
+        self.__dict__.update(  # sooner than one by one
+            resized_at=(threading.get_ident(), torch._C._autograd._get_sequence_nr()),
+            keeps=keeps,
+            _replicated=bool(placements) and all(placement.is_replicate() for placement in placements),
+            _extent=extent,
+        )
         # Made ahead for whoever asked before: a compiled call finds its tables, of another shape.
-        self._keep({key: self._fixed_taps(size, *key) for key in self._tables} if delta is None else {})
+        self._keep({key: self._fixed_taps(size, *key) for key in list(self._tables)} if delta is None else {})
 
     def _state(self) -> tuple[int, nn.Parameter | None, bool]:
         return self.size, self.delta, self.keeps

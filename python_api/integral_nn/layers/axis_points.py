@@ -31,6 +31,7 @@ class Points(nn.Module):
     basis: Basis
     delta: nn.Parameter | None
     keeps: bool  # `delta` is of one shape at every size
+    resized_at: tuple[int, int]  # the thread, and the number of autograd's next node there
     _replicated: bool  # `delta` is a DTensor that every rank has all of
     _extent: Tensor  # [K, 0]
     _tables: dict[tuple, Taps]
@@ -94,9 +95,9 @@ class Points(nn.Module):
 
         At the current size, or at another one.
         """
-        key = (weighted, scale, dtype, device)
+        key, tables = (weighted, scale, dtype, device), self._tables
         if not torch.compiler.is_compiling():
-            table = self._tables.get(key) if size is None else None
+            table = tables.get(key) if size is None else None
             if table is not None:
                 return table
             check_scale(scale)
@@ -106,7 +107,9 @@ class Points(nn.Module):
         if self.delta is None:
             table = self._fixed_taps(self.size if size is None else size, *key)
             if size is None and not torch.compiler.is_compiling():
-                self._keep({**self._tables, key: table})
+                tables[key] = table
+                if tables is self._tables:  # no other thread has resized
+                    self._keep_traced(key, table)
             return table
         points = self.partition(size).to(device)
         multiplier = rules.weights(self.quadrature, points) * scale if weighted else None
@@ -121,17 +124,25 @@ class Points(nn.Module):
 
     def _keep(self, tables: dict[tuple, Taps]) -> None:
         """Keep the taps of the current size."""
-        self._tables = tables
-        self._traced = {}
+        self.__dict__.update(_tables=tables, _traced={})
+        for key, table in tables.items():
+            self._keep_traced(key, table)
+
+    def _keep_traced(self, key: tuple, table: Taps) -> None:
+        """For compiled calls, by a name that a tracer can tell.
+
+        As tensors of the axis's own, for axes of equal sizes share their tables, which a tracer would take for a rule.
+        (That all taps of an axis on a device have one `start` is one.)
+        """
         if "torch._dynamo" in sys.modules:
-            # For compiled calls, by names that a tracer can tell. Copies, for axes of equal sizes share their tables,
-            # which a tracer would take for a rule.
-            starts = {id(table.start): table.start.clone() for table in tables.values()}
-            for key, table in tables.items():
-                copied = table._replace(start=starts[id(table.start)], weight=table.weight.clone())
-                mark_dynamic(copied.start, copied.weight)
-                torch._dynamo.maybe_mark_dynamic(copied.weight, 1)  # taps of a cell
-                self._traced[" ".join(map(str, key))] = copied
+            device, weight = table.start.device, table.weight.detach()
+            start = next((kept.start for kept in self._traced.values() if kept.start.device == device), None)
+            if start is None:
+                start = table.start.detach()
+                mark_dynamic(start)
+            mark_dynamic(weight)
+            torch._dynamo.maybe_mark_dynamic(weight, 1)  # taps of a cell
+            self._traced[" ".join(map(str, key))] = Taps(start, weight, table.nodes)
 
     def _fixed_taps(
         self, size: int, weighted: bool, scale: float, dtype: torch.dtype, device: torch.device | None = None

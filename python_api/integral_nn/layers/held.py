@@ -26,7 +26,7 @@ from integral_nn.functional.foreach import discretize_foreach, make_plan
 from integral_nn.functional.interpolate import interpolate
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.rule import Rule, Sizes, log
-from integral_nn.layers.scheme import NODES, STATISTICS, Entry, Group, Kept, Scheme, dtype_of, scheme_for
+from integral_nn.layers.scheme import NODES, STATISTICS, Group, Kept, Scheme, dtype_of, scheme_for
 
 CALIBRATED = "_calibrated"
 """What the name of a buffer that holds statistics measured at one size ends with."""
@@ -51,8 +51,10 @@ def holds(module: Any) -> bool:
 @contextlib.contextmanager
 def held(modules: Sequence[Any], kept: Kept | None = None) -> Iterator[None]:
     """Sample every tensor of `modules` once, let the call see the values, then bring statistics back to their nodes."""
-    values, scheme, moved = _sample(modules, None, True, kept)
-    moved = _copied(moved)
+    scheme, nodes, made, before = _sample(modules, None, True, kept)
+    values = _by_module(scheme, made)
+    moving = [n for n in before if moves(scheme.entries[n].module)]
+    moved = _copied([Moved(n, nodes[n], made[n], before[n]) for n in moving])
     if torch.compiler.is_compiling():
         for module in modules:
             module._held = values[id(module)]
@@ -77,37 +79,60 @@ def sample_modules(
 
     At the current sizes or at others; with `training` off, as if no norm were in training.
     """
-    return _sample(modules, sizes, training, kept)[0]
+    scheme, _, made, _ = _sample(modules, sizes, training, kept)
+    return _by_module(scheme, made)
+
+
+def sample_all(modules: Iterable[Any], names: Iterable[str], kept: Kept) -> dict[str, Tensor]:
+    """Every sampled tensor at the current sizes by its name, of which each module has as many as rules.
+
+    A tensor whose nodes several modules share goes by its first name.
+    """
+    _, nodes, made, _ = _sample(modules, None, True, kept)
+    once: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor, value in zip(names, nodes, made):
+        if value is None:
+            raise RuntimeError("all weights together need whole parameters, got shards: gather them first")
+        once.setdefault(id(tensor), (name, value))
+    return dict(once.values())
+
+
+def _by_module(scheme: Scheme, made: Iterable[Tensor | None]) -> dict[int, dict[str, Tensor]]:
+    values: dict[int, dict[str, Tensor]] = {id(module): {} for module in scheme.modules}
+    for (module, name, _, _), value in zip(scheme.entries, made):
+        if value is not None:
+            values[id(module)][name] = value
+    return values
 
 
 def _sample(
     modules: Iterable[Any], sizes: Sizes, training: bool, kept: Kept | None
-) -> tuple[dict[int, dict[str, Tensor]], Scheme, list[Moved]]:
-    """Every sampled tensor; and the statistics that norms in training will move."""
-    scheme, nodes, statistics, calibrations = scheme_for(list(modules), sizes, kept)
-    values: dict[int, dict[str, Tensor]] = {id(module): {} for module in scheme.modules}
-    made: dict[tuple, Taps] = {}
-    for members, plan, dtype, _ in scheme.groups:
-        for n, value in zip(members, discretize_foreach([nodes[n] for n in members], plan, dtype)):
-            module, name, _, _ = scheme.weights[n]
-            values[id(module)][name] = value
+) -> tuple[Scheme, list[Any], list[Any], dict[int, Tensor]]:
+    """The scheme; its entries' nodes and values (None: of a shard); what norms may move, as `Moved.before`."""
+    scheme, nodes, calibrations = scheme_for(list(modules), sizes, kept)
+    entries = scheme.entries
+    taps: dict[tuple, Taps] = {}
+    made: list[Any] = [None] * len(entries)
+    for group in scheme.groups:
+        values = discretize_foreach([nodes[n] for n in group.members], group.plan, group.dtype)
+        for n, value in zip(group.members, values):
+            made[n] = value
     for n in scheme.alone:
-        module, name, _, rule = scheme.weights[n]
-        values[id(module)][name] = rule.value(nodes[n], dtype_of(module, nodes[n]), sizes, made)
-    for (module, name, _, _), kept_value in zip(scheme.statistics, calibrations):
-        if kept_value is not None:
-            values[id(module)][name] = kept_value  # which the norm may move in place
-    moved: list[Moved] = []
+        module, _, _, rule = entries[n]
+        made[n] = rule.value(nodes[n], dtype_of(module, nodes[n]), sizes, taps)
+    for n, value in zip(scheme.statistics, calibrations):
+        made[n] = value  # which the norm may move in place
+    before: dict[int, Tensor] = {}
     for group in scheme.means:
-        moved += _sample_alike(scheme.statistics, group, statistics, values, training)
+        _sample_alike(group, nodes, made, before)
     for n in scheme.lone:
-        module, name, _, rule = scheme.statistics[n]
-        value = rule.value(statistics[n], statistics[n].dtype, sizes, made)
+        module, _, _, rule = entries[n]
+        value = rule.value(nodes[n], nodes[n].dtype, sizes, taps)
         if training and moves(module):
             value = value.detach()
-            moved.append(Moved(n, statistics[n], value, log(value) if rule.geometric else value))
-        values[id(module)][name] = value
-    return values, scheme, moved
+            before[n] = log(value) if rule.geometric else value
+        made[n] = value
+    return scheme, nodes, made, before
 
 
 # Statistics ---------------------------------------------------------------------------------------------------
@@ -128,26 +153,13 @@ def moves(module: Any) -> bool:
 
 
 @torch.no_grad()
-def _sample_alike(
-    entries: Sequence[Entry],
-    group: Group,
-    nodes: Sequence[Tensor],
-    values: dict[int, dict[str, Tensor]],
-    training: bool,
-) -> list[Moved]:
+def _sample_alike(group: Group, nodes: Sequence[Tensor], made: list[Any], before: dict[int, Tensor]) -> None:
     """Statistics along fixed partitions, of one device and dtype, by one operation: means, then variances."""
-    members, plan, dtype, _ = group
-    given = [nodes[n] for n in members]
-    means = sum(not entries[n].rule.geometric for n in members)
-    before = list(discretize_foreach([*given[:means], *_each(_log, given[means:])], plan, dtype))
-    made = before[:means] + _each(torch.Tensor.exp_, before[means:])
-    moved = []
-    for n, value, old in zip(members, made, before):
-        module, name, _, _ = entries[n]
-        values[id(module)][name] = value
-        if training and moves(module):
-            moved.append(Moved(n, nodes[n], value, old))
-    return moved
+    given, means = [nodes[n] for n in group.members], group.means
+    sampled = list(discretize_foreach([*given[:means], *_together(_log, given[means:])], group.plan, group.dtype))
+    before.update(zip(group.members, sampled))
+    for n, value in zip(group.members, sampled[:means] + _together(torch.Tensor.exp_, sampled[means:])):
+        made[n] = value
 
 
 @torch.no_grad()
@@ -162,8 +174,8 @@ def bring_back(scheme: Scheme, moved: list[Moved]) -> None:
     """Bring changes of sampled statistics back to their nodes."""
     if not moved:
         return
-    variances = [m for m in moved if scheme.statistics[m.at].rule.geometric]
-    means = [m for m in moved if not scheme.statistics[m.at].rule.geometric]
+    variances = [m for m in moved if scheme.entries[m.at].rule.geometric]
+    means = [m for m in moved if not scheme.entries[m.at].rule.geometric]
     after = [m.value for m in means] + _each(_log, [m.value for m in variances])
     moved = [*means, *variances]
     changes = _on_nodes(scheme, moved, _each(torch.Tensor.sub_, after, [m.before for m in moved]))
@@ -184,15 +196,19 @@ def _as_it_is(x: Tensor) -> Tensor:
 
 
 def _each(change: Callable[..., Tensor], *tensors: list[Tensor]) -> list[Tensor]:
-    """`change` of each of many small vectors, in place of copies of them: one after the other in memory, at one go."""
-    first = tensors[0]
-    if torch.compiler.is_compiling() or len({(x.device, x.dtype) for x in first}) > 1:
+    """`change` of each of many small vectors, in place of copies of them."""
+    if torch.compiler.is_compiling() or len({(x.device, x.dtype) for x in tensors[0]}) > 1:
         return [change(*(x.clone() for x in one)) for one in zip(*tensors)]
-    if not first:
+    return _together(change, *tensors)
+
+
+def _together(change: Callable[..., Tensor], *tensors: list[Tensor]) -> list[Tensor]:
+    """The same of vectors of one device and dtype: one after the other in memory, at one go."""
+    if not tensors[0]:
         return []
     made = change(*(torch.cat(each) for each in tensors))
     with torch._C._ExcludeDispatchKeyGuard(_TRACKED):  # norms write to them: tensors of their own, no views
-        return list(made.split([x.shape[0] for x in first]))
+        return list(made.split([x.shape[0] for x in tensors[0]]))
 
 
 _TRACKED = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
@@ -207,13 +223,14 @@ def _on_nodes(scheme: Scheme, moved: Sequence[Moved], changes: list[Tensor]) -> 
         found = scheme.back.get(key)
         together = scheme.back.setdefault(key, _groups_back(scheme, moved)) if found is None else found
     for n, m in enumerate(moved):
-        rule = scheme.statistics[m.at].rule
+        rule = scheme.entries[m.at].rule
         if not rule.plain:
             changes[n] = _segments_on_nodes(rule, m.nodes, changes[n])
         elif torch.compiler.is_compiling():
             changes[n] = F.interpolate(changes[n][None, None], m.nodes.shape[0], mode="linear")[0, 0]
-    for members, plan, dtype, _ in together:
-        for n, value in zip(members, discretize_foreach([changes[n] for n in members], plan, dtype)):
+    for group in together:
+        values = discretize_foreach([changes[n] for n in group.members], group.plan, group.dtype)
+        for n, value in zip(group.members, values):
             changes[n] = value
     return changes
 
@@ -221,11 +238,11 @@ def _on_nodes(scheme: Scheme, moved: Sequence[Moved], changes: list[Tensor]) -> 
 def _groups_back(scheme: Scheme, moved: Sequence[Moved]) -> list[Group]:
     kinds: dict[tuple, list[int]] = {}
     for n, m in enumerate(moved):
-        if scheme.statistics[m.at].rule.plain:
+        if scheme.entries[m.at].rule.plain:
             kinds.setdefault((m.nodes.device, m.nodes.dtype), []).append(n)
-    axes = [scheme.statistics[m.at].rule.axes.values() for m in moved]
+    axes = [scheme.entries[m.at].rule.axes.values() for m in moved]
     return [
-        Group(members, make_plan([[_reverse(moved[n].nodes, next(iter(axes[n])))] for n in members]), dtype, [])
+        Group(members, make_plan([[_reverse(moved[n].nodes, next(iter(axes[n])))] for n in members]), dtype, [], 0)
         for (_, dtype), members in kinds.items()
     ]
 

@@ -19,7 +19,6 @@ from inn_kernels.taps import Taps
 from integral_nn.functional import arguments
 from integral_nn.functional.foreach import Plan
 from integral_nn.layers.axis import Axis
-from integral_nn.layers.channels import Tie
 from integral_nn.layers.rule import Rule, Sizes
 
 NODES = "_nodes"
@@ -45,15 +44,18 @@ class Entry(NamedTuple):
 class Side(NamedTuple):
     """Where taps come from."""
 
-    rule: Rule
-    tie: Tie
-    axis: str
+    axis: Axis
+    integrated: bool
+    scale: float
     dtype: torch.dtype
     device: torch.device
 
     def taps(self, sizes: Sizes) -> Taps:
         """At the sizes of now, or at others."""
-        return self.rule._taps(self.tie, self.axis, self.dtype, self.device, sizes, None)
+        size = None if sizes is None else sizes[self.axis]
+        return self.axis.taps(
+            weighted=self.integrated, scale=self.scale, dtype=self.dtype, device=self.device, size=size
+        )
 
 
 class Group(NamedTuple):
@@ -63,6 +65,7 @@ class Group(NamedTuple):
     plan: Plan
     dtype: torch.dtype
     sides: list[Side]  # whose taps the plan has
+    means: int  # so many of the members, the first, are sampled as they are, the others by their logarithms
 
     def resized(self, sizes: Sizes = None) -> Group:
         """The same at the sizes of now (or at others)."""
@@ -76,9 +79,9 @@ class Scheme(NamedTuple):
 
     modules: list[Any]
     rules: list[dict[str, Rule]]
-    weights: list[Entry]
-    statistics: list[Entry]
-    kinds: list[tuple]  # of the nodes
+    entries: list[Entry]
+    statistics: list[int]  # which of them are
+    kinds: tuple[list, ...]  # of the nodes
     devices: list[str]
     autocast: list[torch.dtype | None]
     calibrated: list[bool]  # of the statistics
@@ -87,7 +90,7 @@ class Scheme(NamedTuple):
     tables: Sequence[object]  # of taps: an axis has others as soon as anything of it changes
     groups: list[Group]  # of weights
     alone: list[int]  # weights by themselves
-    means: list[Group]  # of statistics: variances, by their logarithms, after means
+    means: list[Group]  # of statistics: variances after means
     lone: list[int]  # statistics by themselves
     back: dict[tuple[int, ...], list[Group]]  # of changes of statistics, by those that have changed
 
@@ -101,10 +104,8 @@ class Kept:
         return Kept, ()
 
 
-def scheme_for(
-    modules: list[Any], sizes: Sizes, kept: Kept | None
-) -> tuple[Scheme, list[Tensor], list[Tensor], list[Any]]:
-    """How modules are sampled at the current sizes (or at others); nodes of weights and statistics, and calibrations.
+def scheme_for(modules: list[Any], sizes: Sizes, kept: Kept | None) -> tuple[Scheme, list[Any], list[Any]]:
+    """How modules are sampled at the current sizes (or at others); the nodes, and calibrations of the statistics.
 
     The scheme in `kept` if it still serves; else one that is made, and kept there.
     """
@@ -112,10 +113,9 @@ def scheme_for(
         return _make(modules, sizes)
     scheme = kept.scheme
     if scheme is not None and scheme.modules == modules and scheme.rules == [m._rules for m in modules]:
-        weights, statistics = _nodes(scheme.weights), _nodes(scheme.statistics)
-        calibrations = [entry.module.calibrated(entry.name) for entry in scheme.statistics]
+        nodes, calibrations = _nodes(scheme.entries), _calibrations(scheme.entries, scheme.statistics, None)
         if (
-            scheme.kinds == _kinds(weights) + _kinds(statistics)
+            scheme.kinds == _kinds(nodes)
             and scheme.autocast == _autocast(scheme.devices)
             and scheme.calibrated == [value is not None for value in calibrations]
             and scheme.fixed == [axis.delta is None for axis in scheme.axes]
@@ -124,45 +124,49 @@ def scheme_for(
             if not all(map(is_, tables, scheme.tables)):
                 groups, means = ([g.resized() for g in kind] for kind in (scheme.groups, scheme.means))
                 scheme = kept.scheme = scheme._replace(tables=tables, groups=groups, means=means, back={})
-            return scheme, weights, statistics, calibrations
+            return scheme, nodes, calibrations
     made = _make(modules, None)
     kept.scheme = made[0]
     return made
 
 
-def _make(modules: list[Any], sizes: Sizes) -> tuple[Scheme, list[Tensor], list[Tensor], list[Any]]:
+def _make(modules: list[Any], sizes: Sizes) -> tuple[Scheme, list[Any], list[Any]]:
     entries = [Entry(m, name, name + NODES, rule) for m in modules for name, rule in m._rules.items()]
-    weights = [entry for entry in entries if entry.name not in STATISTICS]
-    statistics = [entry for entry in entries if entry.name in STATISTICS]
+    weights = [n for n, entry in enumerate(entries) if entry.name not in STATISTICS]
+    statistics = [n for n, entry in enumerate(entries) if entry.name in STATISTICS]
     compiling = torch.compiler.is_compiling()
     axes = [] if compiling else list({axis: None for entry in entries for axis in entry.rule.axes.values()})
     fixed, tables = [axis.delta is None for axis in axes], [axis._tables for axis in axes]
-    nodes, moving = _nodes(weights), _nodes(statistics)
-    calibrations = [entry.module.calibrated(entry.name, sizes) for entry in statistics]
-    kinds = [] if compiling else _kinds(nodes) + _kinds(moving)
+    nodes, calibrations = _nodes(entries), _calibrations(entries, statistics, sizes)
+    kinds = () if compiling else _kinds(nodes)
     alone: list[int] = []
     groups = []
-    for (_, _, dtype), members in _alike(weights, nodes, range(len(weights)), alone).items():
+    for (_, _, dtype), members in _alike(entries, nodes, weights, alone).items():
         for bucket in _buckets(members, nodes):
-            groups.append(_group(weights, nodes, bucket, dtype, sizes))
+            groups.append(_group(entries, nodes, bucket, dtype, sizes))
     lone: list[int] = []
     means = []
-    sampled = [n for n, value in enumerate(calibrations) if value is None]
-    for (_, dtype, _), members in _alike(statistics, moving, sampled, lone).items():
-        members.sort(key=lambda n: statistics[n].rule.geometric)
-        means.append(_group(statistics, moving, members, dtype, sizes))
-    devices = sorted({device.type for _, device, _ in kinds})
+    sampled = [n for n, value in zip(statistics, calibrations) if value is None]
+    for (_, dtype, _), members in _alike(entries, nodes, sampled, lone).items():
+        members.sort(key=lambda n: entries[n].rule.geometric)
+        means.append(_group(entries, nodes, members, dtype, sizes))
+    devices = sorted({device.type for device in kinds[1]}) if kinds else []
     scheme = Scheme(
-        modules, [m._rules for m in modules], weights, statistics, kinds, devices, _autocast(devices),
+        modules, [m._rules for m in modules], entries, statistics, kinds, devices, _autocast(devices),
         [value is not None for value in calibrations], axes, fixed, tables, groups, alone, means, lone, {},
     )  # fmt: skip
-    return scheme, nodes, moving, calibrations
+    return scheme, nodes, calibrations
 
 
 def _nodes(entries: Iterable[Entry]) -> list[Any]:
     if torch.compiler.is_compiling():
         return [getattr(module, name) for module, _, name, _ in entries]
-    return [nodes_of(module, name) for module, _, name, _ in entries]
+    found = [module._parameters.get(name) for module, _, name, _ in entries]
+    return [nodes_of(e.module, e.nodes) if x is None else x for x, e in zip(found, entries)]
+
+
+def _calibrations(entries: Sequence[Entry], statistics: Iterable[int], sizes: Sizes) -> list[Any]:
+    return [entries[n].module.calibrated(entries[n].name, sizes) for n in statistics]
 
 
 def nodes_of(module: Any, name: str) -> Any:
@@ -173,8 +177,8 @@ def nodes_of(module: Any, name: str) -> Any:
     return getattr(module, name, None) if nodes is None else nodes
 
 
-def _kinds(nodes: Iterable[Tensor]) -> list[tuple]:
-    return [(type(x), x.device, x.dtype) for x in nodes]
+def _kinds(nodes: Iterable[Tensor]) -> tuple[list, ...]:
+    return [*map(type, nodes)], [x.device for x in nodes], [x.dtype for x in nodes]
 
 
 def _autocast(devices: Iterable[str]) -> list[torch.dtype | None]:
@@ -241,11 +245,14 @@ def _group(
         rule = entries[n].rule
         wide = arguments.working_dtype(nodes[n], dtype)
         at = [-1, -1]
-        for dim, tie, axis in rule._sides:
-            key = (rule.axes[axis], tie.integrated and rule.scales[axis])
+        for dim, tie, name in rule._sides:
+            scale = rule.scales[name] if tie.integrated else 1.0
+            key = (rule.axes[name], tie.integrated, scale)
             at[dim] = found.setdefault(key, len(sides))
             if at[dim] == len(sides):
-                sides.append(Side(rule, tie, axis, wide, nodes[n].device))
+                sides.append(Side(*key, wide, nodes[n].device))
         for place, one in zip(places, at):
             place.append(one)
-    return Group(members, Plan((), (), (), tuple(places[0]), tuple(places[1])), dtype, sides).resized(sizes)
+    plan = Plan((), (), (), tuple(places[0]), tuple(places[1]))
+    means = sum(not entries[n].rule.geometric for n in members)
+    return Group(members, plan, dtype, sides, means).resized(sizes)

@@ -24,7 +24,7 @@ from integral_nn.layers.axis import Axis
 from integral_nn.layers.axis_part import has_parts
 from integral_nn.layers.base import IntegralLayer
 from integral_nn.layers.draws import Draw, check_draw, ratio
-from integral_nn.layers.held import CALIBRATED, held, sample_modules
+from integral_nn.layers.held import CALIBRATED, held, sample_all, sample_modules
 from integral_nn.layers.module_sizes import update_sizes
 from integral_nn.layers.rule import Sizes
 from integral_nn.layers.sampled import Resized, ordinary, shape_of
@@ -109,7 +109,7 @@ class IntegralNetwork(nn.Module):
         sizes = self._sizes_at(size)
         taps_ahead([settings for axis, points in sizes.items() for settings in axis.fixed_settings(points)])
         for axis, points in sizes.items():
-            axis.resize(points, optimizer)
+            axis._resize(points, optimizer)
         return self.sizes
 
     def _sizes_at(self, size: Size, argument: str = "size") -> dict[Axis, int]:
@@ -182,8 +182,9 @@ class IntegralNetwork(nn.Module):
 
     def sampled(self) -> dict[str, Tensor]:
         """Every tensor that runs along an axis, at the current sizes, differentiable; by name in the plain network."""
-        values = sample_modules(self._sampling(), kept=self._scheme)
-        return {name: values[id(module)][leaf] for name, module, leaf in self._places()}
+        sampling = self._tree.sampling(self.net)
+        names = [prefix + leaf for prefix, module in sampling for leaf in module._rules]
+        return sample_all([module for _, module in sampling], names, self._scheme)
 
     def nodes(self) -> dict[str, Tensor]:
         """The nodes of every tensor that runs along an axis, by its name in the plain network."""
