@@ -17,7 +17,7 @@ from torch import Tensor
 from inn_kernels import dispatch
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Basis, Partition, Taps
-from integral_nn.functional import arguments, fused
+from integral_nn.functional import again, arguments, fused
 from integral_nn.functional import linear_step as step
 from integral_nn.functional.discretize import sample
 from integral_nn.functional.interpolate import interpolate, spread
@@ -95,7 +95,7 @@ def linear(
         return step.linear(x.to(compute), nodes, bias, out_taps, in_taps, dataflow)
     sampled_bias = None if bias is None else sample(bias, [out_taps], compute, backend)
     if dataflow == "materialize":
-        weight = sample(nodes, taps, compute, backend)
+        weight = again.sampled(lambda nodes: sample(nodes, taps, compute, backend), nodes)
         return F.linear(x, weight.flatten(1), sampled_bias)
     if in_taps is not None:
         grouped = x.unflatten(-1, (channels, offsets)) if offsets > 1 else x
