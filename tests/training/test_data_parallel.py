@@ -44,7 +44,8 @@ def train(rank, kind, trainable, wrap, world=2):
     pairs = (wrapped, model, optimizer_of(model)), (alone, alone, optimizer_of(alone))
     worst, sizes = 0.0, set()
     for step in range(STEPS):
-        for (called, net, optimizer), (x, y) in zip(pairs, (share(step, rank, world), batch(step))):
+        data = share(step, rank, world), batch(step)
+        for (called, net, optimizer), (x, y) in zip(pairs, data):
             sizes.add(tuple(net.resample(step).values()))
             optimizer.zero_grad()
             loss(called, x, y).backward()
@@ -71,7 +72,7 @@ def test_gradients_of_four_ranks(four, kind, wrap):
 
 
 def joined(rank, kind):
-    """The largest difference of a parameter after steps of which rank 1 has fewer: who is done joins in with nothing."""
+    """The largest difference of a parameter after steps of which rank 1 has fewer; it joins in with nothing."""
     model, alone = make(kind, True), make(kind, True)
     called = ddp(model)
     pairs = (called, model, optimizer_of(model)), (alone, alone, optimizer_of(alone))
