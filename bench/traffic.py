@@ -13,7 +13,7 @@ reduce-scatter, twice that in an all-reduce.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,22 @@ def split(nodes: int, outputs: int, inputs: int = 0) -> dict[str, int]:
 def ring(collectives: dict[str, int], world: int) -> float:
     """Bytes a rank sends for collectives of so many bytes."""
     return sum((2 if kind == "all-reduce" else 1) * n * (world - 1) / world for kind, n in collectives.items())
+
+
+def sharded_peak(blocks: Sequence[int], sampled: int, others: int, world: int) -> dict[str, float]:
+    """Float32 bytes that a rank keeps at most while it trains by blocks of so many nodes, one after the other.
+
+    Of one block, and of no more: nodes gathered, those of the block that is fetched ahead, gradients of nodes as they
+    are and as they are dealt out, and the sampled weights, `sampled` at most, with their gradients.
+    `others` are activations, their gradients and what else does not depend on nodes.
+    """
+    largest = max(blocks)
+    return {
+        "shards and their gradients": 2 * 4 * sum(blocks) / world,
+        "nodes of a block": 4 * 4 * largest,
+        "sampled weights of a block": 2 * 4 * sampled,
+        "others": 4 * others,
+    }
 
 
 def memory(parameters: int, sampled: int, world: int = 1, moments: int = 2) -> dict[str, float]:

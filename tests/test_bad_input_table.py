@@ -21,6 +21,7 @@ UNCHECKED = {
     "Report": "a record that convert makes",
     "Axis.get_extra_state": "nn.Module asks",
     "Axis.set_extra_state": "nn.Module asks",
+    **{f"{layer}.{kind}_extra_state": "nn.Module asks" for layer in LAYERS for kind in ("get", "set")},
     "IntegralNetwork.forward": "the arguments are those of the network that was converted",
 }
 NAMED = {("quadrature_weights", "name"): "quadrature"}  # what messages call an argument

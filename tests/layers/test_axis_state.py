@@ -72,7 +72,7 @@ def test_a_state_without_the_rule_loads_and_says_so():
         model.net[0].weight_nodes.add_(1)
     state = model.state_dict()
     for name in state:
-        if name.endswith("_extra_state"):
+        if name.endswith("axis._extra_state"):
             state[name] = torch.tensor(5)
     with pytest.warns(UserWarning, match="does not say by which rule"):
         other.load_state_dict(state)
@@ -93,6 +93,37 @@ def test_a_state_without_the_rule_loads_and_says_so():
 def test_a_state_that_is_none_is_refused(bad, words):
     with pytest.raises(RuntimeError, match=words):
         inn.Axis(10).load_state_dict({"_extra_state": bad})
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_layer_of_another_scale_is_refused_and_changes_nothing(within):
+    saved, model = network(), network()
+    saved.net[2].scale = 2.5
+    with torch.no_grad():
+        saved.net[2].weight_nodes.add_(1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loaded = torch.nn.ModuleDict({"model": model}) if within else model
+    state = (torch.nn.ModuleDict({"model": saved}) if within else saved).state_dict()
+    with pytest.raises(RuntimeError, match=r"net.2.scale=2.5 in the state_dict, 10.0 here: build the layer"):
+        loaded.load_state_dict(state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.net[2].scale = 2.5
+    loaded.load_state_dict(state)
+    assert torch.equal(model.net[2].weight_nodes, saved.net[2].weight_nodes)
+
+
+def test_a_state_without_scales_loads_and_one_that_is_none_is_refused():
+    saved, model = network(), network()
+    with torch.no_grad():
+        saved.net[2].weight_nodes.add_(1)
+    state = saved.state_dict()
+    for name in ("net.0._extra_state", "net.2._extra_state"):
+        assert state.pop(name).dtype == torch.float64
+    model.load_state_dict(state)
+    assert torch.equal(model.net[2].weight_nodes, saved.net[2].weight_nodes)
+    for bad in (torch.ones(7), torch.tensor(3), 10.0):
+        with pytest.raises(RuntimeError, match="must be the scale of a layer"):
+            model.load_state_dict({**state, "net.2._extra_state": bad})
 
 
 def test_measured_statistics_load_within_another_module():

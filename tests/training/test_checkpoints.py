@@ -151,7 +151,9 @@ def test_whole_states(ranks, kind):
 
 def load_another(rank, folder, what):
     """Load a checkpoint of another rule, shape or network; what is said, and whether anything changed."""
-    saved = by_hand(kernel="linear") if what == "rule" else by_hand() if what == "shape" else converted()
+    saved = by_hand(kernel="linear") if what == "rule" else converted() if what == "network" else by_hand()
+    if what == "scale":
+        saved.net[2].scale = 2.5
     if what == "shape":
         saved.net[0] = inn.IntegralConv2d(3, saved.axes["0"], 5)
     dcp.save({"model": get_model_state_dict(blocks(saved))}, checkpoint_id=folder)
@@ -170,6 +172,7 @@ def load_another(rank, folder, what):
     [
         ("rule", "net.0.out_axis: kernel='linear' in the state_dict, 'bspline' here"),
         ("shape", "net.0.weight_nodes is [16, 3, 5, 5] there, [16, 3, 3, 3] here"),
+        ("scale", "net.2: scale=2.5 in the state_dict, 16.0 here"),
         ("network", "there is no axis net.0.out_axis"),
     ],
 )
@@ -187,7 +190,7 @@ def test_an_old_checkpoint_says_how_to_load_it(tmp_path):
     model = by_hand()
     state = model.state_dict()
     for name in state:
-        if name.endswith("_extra_state"):
+        if name.endswith("axis._extra_state"):
             state[name] = torch.tensor(7)
     dcp.save(state, checkpoint_id=tmp_path / "old", no_dist=True)
     with pytest.raises(ValueError, match="dcp_to_torch_save"):

@@ -37,14 +37,15 @@ def optimizer_of(model):
     return torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
 
 
-def train(rank, kind, trainable, wrap):
+def train(rank, kind, trainable, wrap, world=2):
     """The largest difference of a gradient from one process's, in steps of random sizes."""
     model, alone = make(kind, trainable), make(kind, trainable)
     wrapped = wrap(model)
     pairs = (wrapped, model, optimizer_of(model)), (alone, alone, optimizer_of(alone))
     worst, sizes = 0.0, set()
     for step in range(STEPS):
-        for (called, net, optimizer), (x, y) in zip(pairs, (share(step, rank, 2), batch(step))):
+        data = share(step, rank, world), batch(step)
+        for (called, net, optimizer), (x, y) in zip(pairs, data):
             sizes.add(tuple(net.resample(step).values()))
             optimizer.zero_grad()
             loss(called, x, y).backward()
@@ -61,6 +62,33 @@ def train(rank, kind, trainable, wrap):
 def test_gradients_are_those_of_one_process(ranks, kind, trainable, wrap):
     for gradient, parameter in ranks(train, kind, trainable, wrap):
         assert gradient < 1e-5 and parameter < 1e-5
+
+
+@pytest.mark.parametrize("wrap", [static, blocks])
+@pytest.mark.parametrize("kind", MAKE)
+def test_gradients_of_four_ranks(four, kind, wrap):
+    for gradient, parameter in four(train, kind, True, wrap, 4):
+        assert gradient < 1e-5 and parameter < 1e-5
+
+
+def joined(rank, kind):
+    """The largest difference of a parameter after steps of which rank 1 has fewer; it joins in with nothing."""
+    model, alone = make(kind, True), make(kind, True)
+    called = ddp(model)
+    pairs = (called, model, optimizer_of(model)), (alone, alone, optimizer_of(alone))
+    with called.join(divide_by_initial_world_size=False):
+        for step in range(6 - 2 * rank):
+            for (call, net, optimizer), parts in zip(pairs, ([rank], [0, 1] if step < 4 else [0])):
+                net.resample(step)
+                optimizer.zero_grad()
+                sum(loss(call, *share(step, part, 2)) / len(parts) for part in parts).backward()
+                optimizer.step()
+    return distance(model, alone) if rank == 0 else 0.0
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_rank_that_has_fewer_batches(ranks, kind):
+    assert max(ranks(joined, kind)) < 1e-5
 
 
 def accumulate(rank, kind, wrap):

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -32,12 +32,12 @@ def compare(model, called, rank, steps, alone, context=contextlib.nullcontext):
     return worst
 
 
-def compiled(rank, kind, wrap):
+def compiled(rank, kind, wrap, steps=50):
     torch._dynamo.reset()
     graphs, backend = counted()
     model = make(kind)
     called = torch.compile(wrap(model), backend=backend)
-    difference = compare(model, called, rank, 50, make(kind))
+    difference = compare(model, called, rank, steps, make(kind))
     torch._dynamo.reset()
     return difference, len(graphs)
 
@@ -53,7 +53,7 @@ def recomputed(rank, kind, reentrant):
         layer.forward = lambda x, forward=layer.forward: checkpoint(forward, x, use_reentrant=reentrant)
     model.net.register_forward_pre_hook(lambda net, inputs: inputs[0].requires_grad_())  # or reentrant drops gradients
     called = DistributedDataParallel(model, static_graph=reentrant)  # which PyTorch asks for there
-    return compare(model, called, rank, 5, make(kind, True))
+    return compare(model, called, rank, 20, make(kind, True))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -73,17 +73,19 @@ def test_autocast(ranks, kind):
     assert max(ranks(low_precision, kind)) < 0.05  # bfloat16 keeps 8 bits
 
 
-def pipeline(rank, kind):
+def pipeline(rank, kind, schedule_of, again=False):
     """Two stages and four micro-batches; points that both stages see have their gradients added up."""
     model, alone = make(kind, True), make(kind, True)
     parts = model.net[:2], model.net[2:]
+    for layer in (model.net[0], model.net[2]) if again else ():
+        layer.forward = lambda x, forward=layer.forward: checkpoint(forward, x, use_reentrant=False)
     worst = 0.0
-    for step in range(3):
+    for step in range(20):
         sizes = model.resample(step)
         assert alone.resample(step) == sizes
         stage = PipelineStage(parts[rank], rank, 2, torch.device("cpu"))
         # Gradients are not scaled, for the points of a converted network are of no stage.
-        schedule = ScheduleGPipe(stage, 4, loss_fn=lambda z, y: F.cross_entropy(z, y) / 4, scale_grads=False)
+        schedule = schedule_of(stage, 4, loss_fn=lambda z, y: F.cross_entropy(z, y) / 4, scale_grads=False)
         x, y = batch(step)
         for net in (model, alone):
             net.zero_grad()
@@ -96,6 +98,11 @@ def pipeline(rank, kind):
     return worst
 
 
+@pytest.mark.parametrize("schedule_of", [ScheduleGPipe, Schedule1F1B])
 @pytest.mark.parametrize("kind", MAKE)
-def test_two_stages(ranks, kind):
-    assert max(ranks(pipeline, kind)) < 1e-5
+def test_two_stages(ranks, kind, schedule_of):
+    assert max(ranks(pipeline, kind, schedule_of)) < 1e-5
+
+
+def test_two_stages_whose_activations_are_computed_again(ranks):
+    assert max(ranks(pipeline, "converted", Schedule1F1B, True)) < 1e-5

@@ -19,7 +19,7 @@ from torch import Tensor
 from inn_kernels import dispatch
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.taps import Basis, Partition, Taps
-from integral_nn.functional import arguments, fused
+from integral_nn.functional import again, arguments, fused
 from integral_nn.functional import linear_step as step
 from integral_nn.functional.discretize import sample
 from integral_nn.functional.interpolate import interpolate, spread
@@ -136,7 +136,7 @@ def _run(x: Tensor, nodes: Tensor, bias: Tensor | None, way: _Way) -> Tensor:
         return step.linear(x.to(compute), nodes, bias, out_taps, in_taps, dataflow)
     sampled_bias = None if bias is None else sample(bias, [out_taps], compute, backend)
     if dataflow == "materialize":
-        weight = sample(nodes, taps, compute, backend)
+        weight = again.sampled(lambda nodes: sample(nodes, taps, compute, backend), nodes)
         return F.linear(x, weight.flatten(1), sampled_bias)
     if in_taps is not None:
         offsets = nodes.shape[2] if nodes.dim() == 3 else 1

@@ -22,6 +22,7 @@ from torch.autograd import Function
 
 from inn_kernels import ops
 from inn_kernels.taps import Taps
+from integral_nn.functional import again
 from integral_nn.functional.discretize import sample
 from integral_nn.functional.interpolate import interpolate, kernels, spread
 
@@ -65,8 +66,9 @@ class Materialized(Function):
     def forward(
         ctx: Any, x: Tensor, nodes: Tensor, bias: Tensor | None, taps: Along
     ) -> Tensor:  # x [B, L], nodes [M_out, M_in], bias [M_out]
-        weight = ops.discretize(nodes, *taps, x.dtype)
-        sampled = None if bias is None else ops.interpolate(bias, taps[0], taps[1], 0, x.dtype)
+        dtype = x.dtype
+        weight = again.sampled(lambda nodes: ops.discretize(nodes, *taps, dtype), nodes)
+        sampled = None if bias is None else ops.interpolate(bias, taps[0], taps[1], 0, dtype)
         ctx.taps = taps
         ctx.save_for_backward(weight, x, nodes, bias)
         return F.linear(x, weight, sampled)

@@ -36,6 +36,11 @@ class AxisPart:
         first, last = self._bounds(self.axis.size)
         return last - first
 
+    @property
+    def whole(self) -> int:
+        """Points of all parts."""
+        return self.axis.size
+
     def taps(self, **options: Any) -> Taps:
         """As those of the axis: of this part."""
         return self._part(self.axis.taps(**options))

@@ -49,6 +49,11 @@ class Points(nn.Module):
         return self._extent.shape[0]
 
     @property
+    def whole(self) -> int:
+        """The same: a part of an axis (`AxisPart`) has fewer points than the whole of it."""
+        return self.size
+
+    @property
     def trainable(self) -> bool:
         """Whether the points are a parameter."""
         return self.delta is not None

@@ -5,6 +5,8 @@ several processes treat it as they treat any other:
 
     [size, nodes, quadrature, kernel, boundary, a, keeps]
 
+The scale of a layer built by hand is kept beside its nodes, a float64 (`scale_difference`).
+
 Names are given by their place in the tuples below, to which names are only ever added at the end; `a` by the bits of
 its float64.
 """
@@ -72,3 +74,11 @@ def unpacked(state: Tensor) -> AxisState | int:
         raise ValueError(f"_extra_state names a rule that this version does not know: {state.tolist()}")
     (a,) = struct.unpack("<d", struct.pack("<q", bits))
     return AxisState(size, nodes, QUADRATURES[quadrature], Basis(a, BOUNDARIES[boundary], KERNELS[kernel]), bool(keeps))
+
+
+def scale_difference(state: object, scale: float) -> str:
+    """In what the scale of a layer's saved state differs from that of a layer; "" where they are one."""
+    if not isinstance(state, Tensor) or not state.is_floating_point() or state.dim() != 0:
+        got = f"{state.dtype} {list(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
+        return f"_extra_state must be the scale of a layer, one float, got {got}"
+    return "" if float(state) == scale else f"scale={float(state)} in the state_dict, {scale} here"

@@ -13,6 +13,7 @@ from inn_kernels import dispatch
 from inn_kernels.taps import Taps
 from integral_nn.functional import arguments, checks
 from integral_nn.layers.axis import Axis
+from integral_nn.layers.axis_state import scale_difference
 from integral_nn.layers.channels import Layout, Segment, Tie
 from integral_nn.layers.rule import Rule, Sizes
 from integral_nn.layers.sampled import Sampled, sampled_property
@@ -116,7 +117,19 @@ class IntegralLayer(Sampled):
         """The ordinary layer of the current sizes (or of others, by axis)."""
         raise NotImplementedError
 
+    def get_extra_state(self) -> Tensor:
+        """The scale, for `state_dict`."""
+        return torch.tensor(self.scale, dtype=torch.float64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: the scale is compared before nodes are loaded."""
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        saved = state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())  # of a state without: this one
+        difference = scale_difference(saved, self.scale)
+        if difference:
+            args[-1].append(f"{prefix}{difference}: build the layer with the scale it was saved with")
+            return
         for old, new in (("nodes", "weight_nodes"), ("bias", "bias_nodes")):  # names of version 0.0
             if prefix + old in state_dict:
                 state_dict.setdefault(prefix + new, state_dict.pop(prefix + old))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inn_kernels import dispatch
-from integral_nn.functional import arguments, checks
+from integral_nn.functional import again, arguments, checks
 from integral_nn.functional.linear import check_features, linear
 from integral_nn.layers.base import Dimension, IntegralLayer, describe, node_count
 from integral_nn.layers.rule import Sizes
@@ -60,7 +60,7 @@ class IntegralLinear(IntegralLayer):
         arguments.check_floating(x, "x")
         arguments.check_device(x, self.weight_nodes, "x")
         compute = arguments.compute_dtype(x)
-        if self.joins:
+        if self.joins or (self.dataflow == "auto" and again.at_work() and not self._rules["weight"].fixed):
             weight = value_of(self, "weight", compute)
             check_features(x, weight.shape[1], weight[0, 0].numel())
             return F.linear(x, weight.flatten(1), value_of(self, "bias", compute))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inn_kernels import dispatch
 from inn_kernels.taps import Taps
-from integral_nn.functional import arguments
+from integral_nn.functional import again, arguments
 from integral_nn.functional.discretize import sample
 from integral_nn.functional.interpolate import interpolate
 from integral_nn.layers.axis import Axis
@@ -85,6 +85,12 @@ class Rule:
 
     def value(self, nodes: Tensor, dtype: torch.dtype, sizes: Sizes = None, made: Made = None) -> Tensor:
         """The tensor at the current sizes (or at others), differentiable in nodes and trainable points."""
+        if not again.at_work():
+            return self._value(nodes, dtype, sizes, made)
+        then = {axis: axis.whole for axis in self.axes.values()} if sizes is None else sizes
+        return again.sampled(lambda nodes: self._value(nodes, dtype, then, None), nodes, self.fixed)
+
+    def _value(self, nodes: Tensor, dtype: torch.dtype, sizes: Sizes, made: Made) -> Tensor:
         backend = dispatch.select_backend(self.backend, nodes.device, nodes.dtype)
         nodes = log(nodes) if self.geometric else nodes
         if self.plain:

@@ -151,7 +151,9 @@ def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
 
 
-_HIDDEN = torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+_HIDDEN = torch.autograd.graph.saved_tensors_hooks(
+    Tensor.detach, _as_it_is
+)  # its node would be kept by the tensor itself
 _NOTHING = contextlib.nullcontext()
 
 

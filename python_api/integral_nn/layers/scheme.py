@@ -12,6 +12,7 @@ from operator import is_
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -175,6 +176,13 @@ def nodes_of(module: Any, name: str) -> Any:
     if nodes is None:
         nodes = module._buffers.get(name)
     return getattr(module, name, None) if nodes is None else nodes
+
+
+def has_shards(modules: Iterable[Any]) -> bool:
+    """Whether nodes of any module are shards."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    return any(hasattr(nodes_of(m, name + NODES), "device_mesh") for m in modules for name in m._rules)
 
 
 def _kinds(nodes: Iterable[Tensor]) -> tuple[list, ...]:

@@ -20,6 +20,7 @@ from inn_kernels import transforms
 from inn_kernels.taps import taps_ahead
 from integral_nn.coupling.axis_set import AxisSet
 from integral_nn.functional import checks
+from integral_nn.functional.again import sampled_again
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.axis_part import has_parts
 from integral_nn.layers.base import IntegralLayer
@@ -28,7 +29,7 @@ from integral_nn.layers.held import CALIBRATED, held, sample_all, sample_modules
 from integral_nn.layers.module_sizes import update_sizes
 from integral_nn.layers.rule import Sizes
 from integral_nn.layers.sampled import Resized, ordinary, shape_of
-from integral_nn.layers.scheme import NODES, Kept, nodes_of
+from integral_nn.layers.scheme import NODES, Kept, has_shards, nodes_of
 from integral_nn.networks.hand_built import axes_of_layers
 from integral_nn.networks.loading import finish_loading, level_names
 from integral_nn.networks.named_axes import AxisTable
@@ -174,8 +175,12 @@ class IntegralNetwork(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or transforms.transforming():
             return self.net(*args, **kwargs)  # each module samples its own
-        with held([module for module in self._sampling() if module.joins], self._scheme):
-            return self.net(*args, **kwargs)
+        modules = self._sampling()
+        with held([module for module in modules if module.joins], self._scheme):
+            if not has_shards(modules):
+                return self.net(*args, **kwargs)
+            with sampled_again():
+                return self.net(*args, **kwargs)
 
     def _sampling(self) -> list[Any]:
         return [module for _, module in self._tree.sampling(self.net)]

@@ -6,11 +6,14 @@ import os
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from integral_nn.functional import checks
 from integral_nn.layers.axis import Axis
-from integral_nn.layers.axis_state import AxisState, unpacked
+from integral_nn.layers.axis_state import AxisState, scale_difference, unpacked
+from integral_nn.layers.base import IntegralLayer
+
+_OLD = "dcp_to_torch_save makes a file of the checkpoint that load_state_dict takes"
 
 
 def check_checkpoint(model: nn.Module, checkpoint_id: str | os.PathLike) -> None:
@@ -27,7 +30,8 @@ def check_checkpoint(model: nn.Module, checkpoint_id: str | os.PathLike) -> None
         checkpoint_id: the folder that `dcp.save` or `dcp.async_save` wrote; names in it may have a prefix ("model.").
 
     Raises:
-        ValueError: parameters of other names or shapes, other axes, another rule; all of them. The model is as it was.
+        ValueError: parameters of other names or shapes, other axes, another rule or scale; all of them. The model is as
+            it was.
         TypeError: `model` is not a module, `checkpoint_id` not a path.
     """
     import torch.distributed.checkpoint as dcp  # takes long, and few need it
@@ -49,9 +53,11 @@ def check_checkpoint(model: nn.Module, checkpoint_id: str | os.PathLike) -> None
             for key in found[:1]
             if saved[key].size != p.shape
         ]
-    for path, axis in model.named_modules():
-        if isinstance(axis, Axis):
-            problems += _differences(path, axis, saved, checkpoint_id)
+    for path, module in model.named_modules():
+        if isinstance(module, Axis):
+            problems += _differences(path, module, saved, checkpoint_id)
+        elif isinstance(module, IntegralLayer):
+            problems += _scales(path, module, saved, checkpoint_id)
     if problems:
         raise ValueError(f"checkpoint_id {os.fspath(checkpoint_id)!r} is of another network: {'; '.join(problems)}")
 
@@ -66,13 +72,24 @@ def _differences(path: str, axis: Axis, saved: dict[str, Any], folder: str | os.
     if not keys:
         return [f"there is no axis {path}"]
     if not saved[keys[0]].size:
-        return [
-            f"{path} does not say its rule: dcp_to_torch_save makes a file of the checkpoint that load_state_dict takes"
-        ]
-    import torch.distributed.checkpoint as dcp
-
-    state = {keys[0]: torch.empty(saved[keys[0]].size, dtype=torch.int64)}
-    dcp.load(state, checkpoint_id=folder, no_dist=True)
-    said = unpacked(state[keys[0]])
+        return [f"{path} does not say its rule: {_OLD}"]
+    said = unpacked(_read(keys[0], torch.empty(saved[keys[0]].size, dtype=torch.int64), folder))
     assert isinstance(said, AxisState)
     return [f"{path}: {difference}" for difference in said.differences(axis._described())]
+
+
+def _scales(path: str, layer: IntegralLayer, saved: dict[str, Any], folder: str | os.PathLike) -> list[str]:
+    keys = _of_name(saved, f"{path}._extra_state".lstrip("."))
+    if not keys:
+        named = _of_name(saved, f"{path}.weight_nodes".lstrip("."))
+        return [f"{path} does not say its scale: {_OLD}"] if named else []
+    difference = scale_difference(_read(keys[0], layer.get_extra_state(), folder), layer.scale)
+    return [f"{path}: {difference}"] if difference else []
+
+
+def _read(key: str, into: Tensor, folder: str | os.PathLike) -> Tensor:
+    import torch.distributed.checkpoint as dcp
+
+    state = {key: into}
+    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    return state[key]
