@@ -286,7 +286,9 @@ BAD = {
     "find_axes": CONVERT,
     "AxisSet.ties_of": {"name": {ValueError: ["absent", 3, None]}},
     "IntegralNetwork.resize": {"size": {**SIZES, TypeError: [*SIZES[TypeError], None]}, "optimizer": OPTIMIZER},
-    "IntegralNetwork.resample": {"generator": GENERATOR, "seed": STEP_SEED, "optimizer": OPTIMIZER},
+    "IntegralNetwork.resample": {
+        "generator": GENERATOR, "seed": STEP_SEED, "optimizer": OPTIMIZER,
+        "palette": {TypeError: [3, "x", 0.5, ["x"]], ValueError: [[], [0.5, 0.0], [{"absent": 4}]]}},
     "IntegralNetwork": {"net": {TypeError: [3, None], ValueError: [Late(lambda w: w.net)]},
                         "found": {TypeError: [3, "x"]}, "axes": {TypeError: [3, "x"]}},
     "IntegralNetwork.shapes": {"sizes": SIZES},

@@ -105,3 +105,21 @@ def test_ranks_that_differ_are_named_on_every_rank(ranks, change, words):
 
 def test_without_ranks_sizes_agree():
     inn.check_sizes(by_hand())
+
+
+def test_a_palette_is_drawn_from_by_step_or_generator():
+    """One entry for all axes, the same wherever it is drawn by the same step."""
+    model = by_hand()
+    palette = [0.5, 0.75, 1.0]
+    at = [model.resize(entry) for entry in palette]
+    drawn = sizes(model, range(60), palette=palette)
+    assert all(12 <= drawn.count(entry) <= 28 for entry in at)
+    assert sum(drawn.count(entry) for entry in at) == 60
+    assert sizes(by_hand(), [7, 3], palette=palette) == [drawn[7], drawn[3]]
+    assert sizes(model, range(60), seed=1, palette=palette) != drawn
+    assert model.resample(torch.Generator().manual_seed(3), palette=palette) in at
+    name = next(iter(model.axes))
+    model.resize(1.0)
+    assert model.resample(0, palette=[{name: 9}]) == {**at[2], name: 9}
+    with pytest.raises(ValueError, match="common is of sizes from each axis's size_range"):
+        model.resample(0, palette=palette, common=True)

@@ -128,12 +128,10 @@ class Axis(Points):
         """
         check_draw(generator, seed)
         checks.check_optional(optimizer, Optimizer, "optimizer")
-        first, last = self._steps()
         if isinstance(generator, int):
-            size = self._between(ratio(generator, seed, ""))
+            self._resize(self._between(ratio(generator, seed, "")), optimizer)
         else:
-            size = self.multiple_of * int(torch.randint(first, last + 1, (), generator=generator))
-        self._resize(size, optimizer)
+            self._resize(self._drawn(generator), optimizer)
         return self.size
 
     def make_trainable(self, partition: Tensor | None = None, *, keep: bool = False) -> None:
@@ -209,6 +207,11 @@ class Axis(Points):
         if first > last:
             raise ValueError(f"size_range {(low, high)} holds no multiple of multiple_of={self.multiple_of}")
         return first, last
+
+    def _drawn(self, generator: torch.Generator | None) -> int:
+        """A random size of those that `resample` draws from."""
+        first, last = self._steps()
+        return self.multiple_of * int(torch.randint(first, last + 1, (), generator=generator))
 
     def _between(self, ratio: float) -> int:
         """The size that lies at a ratio in [0, 1) of those that `resample` draws from."""

@@ -16,7 +16,6 @@ from integral_nn.functional.arguments import check_scale
 from integral_nn.layers.deltas import resized
 from integral_nn.layers.replaced import check_wrapped
 
-
 _CPU = torch.device("cpu")
 
 
@@ -164,7 +163,7 @@ class Points(nn.Module):
             device=device or "cpu",
         )
 
-    def fixed_settings(self, size: int) -> list[tuple]:
+    def _fixed_settings(self, size: int) -> list[tuple]:
         """What the taps are made of that are kept of the current size, at another one: see `taps_ahead`."""
         if self.delta is not None:
             return []

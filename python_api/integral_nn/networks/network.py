@@ -9,8 +9,8 @@ change in one place, statistics of norms brought back together, and plain networ
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from typing import Any, Union
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from integral_nn.functional.again import sampled_again
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.axis_part import has_parts
 from integral_nn.layers.base import IntegralLayer
-from integral_nn.layers.draws import Draw, check_draw, ratio
+from integral_nn.layers.draws import Draw, check_draw
 from integral_nn.layers.held import CALIBRATED, held, sample_all, sample_modules
 from integral_nn.layers.module_sizes import update_sizes
 from integral_nn.layers.rule import Sizes
@@ -33,9 +33,8 @@ from integral_nn.layers.scheme import NODES, Kept, has_shards, nodes_of
 from integral_nn.networks.hand_built import axes_of_layers
 from integral_nn.networks.loading import finish_loading, level_names
 from integral_nn.networks.named_axes import AxisTable
+from integral_nn.networks.sizes import Size, drawn, drawn_from, sizes_at
 from integral_nn.networks.tree import Tree
-
-Size = Union[float, Mapping[str, Union[int, float]]]
 
 
 class IntegralNetwork(nn.Module):
@@ -107,27 +106,17 @@ class IntegralNetwork(nn.Module):
         {'0': 24}
         """
         checks.check_optional(optimizer, Optimizer, "optimizer")
-        sizes = self._sizes_at(size)
-        taps_ahead([settings for axis, points in sizes.items() for settings in axis.fixed_settings(points)])
+        return self._set_sizes(self._sizes_at(size), optimizer)
+
+    def _set_sizes(self, sizes: Mapping[Axis, int], optimizer: Optimizer | None) -> dict[str, int]:
+        taps_ahead([settings for axis, points in sizes.items() for settings in axis._fixed_settings(points)])
         for axis, points in sizes.items():
             axis._resize(points, optimizer)
         return self.sizes
 
     def _sizes_at(self, size: Size, argument: str = "size") -> dict[Axis, int]:
         """The sizes that `resize` would set, by axis, all checked."""
-        if not isinstance(size, Mapping):
-            checks.check_share(size, argument)
-            return {a: a._size_at(float(size), f"{argument} of axis {name!r}") for name, a in self._axes.items()}
-        sizes = {axis: axis.size for axis in self._axes.values()}
-        for name, value in size.items():
-            checks.check_axis_name(name, self._axes, argument)
-            axis, label = self._axes[name], f"{argument} of axis {name!r}"
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{label} must be an int or a share, got {type(value).__name__}")
-            if isinstance(value, int) and (value < 1 or value % axis.multiple_of):
-                raise ValueError(f"{label} must be a positive multiple of {axis.multiple_of}, got {value}")
-            sizes[axis] = axis._size_at(value, label)
-        return sizes
+        return sizes_at(self._axes, size, argument)
 
     def resample(
         self,
@@ -135,6 +124,7 @@ class IntegralNetwork(nn.Module):
         *,
         seed: int | None = None,
         common: bool = False,
+        palette: Sequence[Size] | None = None,
         optimizer: Optimizer | None = None,
     ) -> dict[str, int]:
         """Draw random sizes for this step (Algorithm 1). Returns all sizes.
@@ -147,6 +137,8 @@ class IntegralNetwork(nn.Module):
             generator: where they are drawn from (default: PyTorch's global one), or the number of the training step.
             seed: of sizes drawn by step; default 0.
             common: all axes at one ratio, in place of each its own.
+            palette: draw one of these sizes, each as `resize` takes it, in place of any in range: few, so that what is
+                made once a size, as a CUDA graph is (`CapturedSteps`), serves many steps.
             optimizer: as in `resize`.
 
         >>> import torch, integral_nn as inn
@@ -158,17 +150,11 @@ class IntegralNetwork(nn.Module):
         """
         check_draw(generator, seed)
         checks.check_optional(optimizer, Optimizer, "optimizer")
-        for axis in self._axes.values():
-            axis._steps()
-        together = ratio(generator, seed, "") if common else None
-        for name, axis in self._axes.items():
-            if together is not None:
-                axis.resize(axis._between(together), optimizer)
-            elif isinstance(generator, int):
-                axis.resize(axis._between(ratio(generator, seed, name)), optimizer)
-            else:
-                axis.resample(generator, optimizer)
-        return self.sizes
+        if palette is None:
+            return self._set_sizes(drawn(self._axes, generator, seed, common), optimizer)
+        if common:
+            raise ValueError("common is of sizes from each axis's size_range; palette says all of them at once")
+        return self._set_sizes(drawn_from(self._axes, palette, generator, seed), optimizer)
 
     # calls -----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 
 from integral_nn.layers.held import sample_modules, warm_statistics
-from integral_nn.networks.network import IntegralNetwork, Size
+from integral_nn.networks.network import IntegralNetwork
+from integral_nn.networks.sizes import Size
 
 
 def warmup(model: IntegralNetwork, sizes: Iterable[Size]) -> None:

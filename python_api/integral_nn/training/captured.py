@@ -17,7 +17,8 @@ from torch import Tensor
 
 from integral_nn.functional import checks
 from integral_nn.layers.axis import Axis
-from integral_nn.networks.network import IntegralNetwork, Size
+from integral_nn.networks.network import IntegralNetwork
+from integral_nn.networks.sizes import Size
 
 WARM_PASSES = 3
 """Before a capture: kernels compile, the libraries' workspaces and what is kept by size are made."""
