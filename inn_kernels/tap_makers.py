@@ -27,6 +27,11 @@ class Taps(NamedTuple):
     nodes: int  # M
 
     @property
+    def identity(self) -> bool:
+        """Whether S is known to be the identity."""
+        return isinstance(self, IdentityTaps)
+
+    @property
     def points(self) -> int:
         """K, the number of points."""
         return self.start.shape[0]
@@ -35,6 +40,12 @@ class Taps(NamedTuple):
         """With the weights of each point multiplied, and of another dtype."""
         weight = self.weight if multiplier is None else self.weight * multiplier.to(self.weight.dtype)[:, None]
         return Taps(self.start, weight.to(dtype), self.nodes)
+
+
+class IdentityTaps(Taps):
+    """As many points as nodes, each of weight 1 on its own: nodes pass through."""
+
+    __slots__ = ()
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

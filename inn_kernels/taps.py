@@ -30,6 +30,7 @@ from inn_kernels.basis import Basis, check_basis
 from inn_kernels.quadrature import Quadrature
 from inn_kernels.tap_makers import (
     DEFAULT_BASIS,
+    IdentityTaps,
     Partition,
     Taps,
     accumulate_dtype,
@@ -140,6 +141,7 @@ def taps_for(
     else:
         with torch.inference_mode(False), torch.no_grad(), torch._C._DisableFuncTorch():
             taps = _made(*settings, in_library)
+    taps = _told(taps)
     if type(taps.weight) is Tensor and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         _keep(kept, key, taps)  # neither a tracer's fake nor what a graph's replays will fill in
     return taps
@@ -189,7 +191,18 @@ def taps_ahead(settings: Iterable[tuple[int, int, Basis, str, bool, float, torch
     with torch.inference_mode(False), torch.no_grad(), torch._C._DisableFuncTorch():
         for device, axes in missing.items():
             for key, taps in zip(axes, uniform_taps.made_together(list(axes.values()), device)):
-                _put(_of_ints, key, taps)
+                _put(_of_ints, key, _told(taps))
+
+
+def _told(taps: Taps) -> Taps:
+    """As `IdentityTaps`, where taps are that and it can be seen without waiting for a device."""
+    host = uniform_taps.on_host(taps.start, taps.weight) if taps.points == taps.nodes else None
+    if host is None or not is_readable(taps.weight):
+        return taps
+    start, weight = host
+    own = (torch.arange(taps.points) - start)[:, None]  # which of a point's taps is the node of its number
+    alone = torch.arange(weight.shape[1]) == own  # [K, T]
+    return IdentityTaps(*taps) if torch.equal(weight, alone.to(weight.dtype)) else taps
 
 
 def _wanted(

@@ -1,5 +1,7 @@
 """Taps of cells: means and integrals of the weight function over cells, for every basis."""
 
+import itertools
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -102,9 +104,26 @@ def test_conservative_cells_at_full_size_are_the_identity(nodes, dtype):
     integrated = taps_for(
         nodes, nodes, Basis(kernel="conservative"), quadrature="cells", weighted=True, scale=float(nodes), dtype=wide
     )
+    assert taps.identity and integrated.identity
     for start, weight, _ in (taps, integrated):
         node = start[:, None] + torch.arange(weight.shape[1])
         assert torch.equal(weight, (node == torch.arange(nodes)[:, None]).to(wide))
+    halved = taps_for(
+        nodes, nodes, Basis(kernel="conservative"), quadrature="cells", weighted=True, scale=nodes / 2, dtype=wide
+    )
+    other = taps_for(nodes + 1, nodes, Basis(kernel="conservative"), quadrature="cells", dtype=wide)
+    assert not halved.identity and not other.identity
+
+
+def test_only_what_is_the_identity_is_told_to_be():
+    for nodes, points, kernel, rule in itertools.product((5, 8), (5, 8), KERNELS, ("cells", "midpoint", "trapezoid")):
+        basis = Basis(kernel=kernel)
+        taps = taps_for(points, nodes, basis, quadrature=rule)
+        dense = torch.zeros(points, nodes + taps.weight.shape[1])
+        dense.scatter_(1, taps.start.long()[:, None] + torch.arange(taps.weight.shape[1]), taps.weight)
+        is_identity = torch.equal(dense, torch.eye(points, dense.shape[1])) and points == nodes
+        assert taps.identity == is_identity
+        assert not make_taps(points, nodes, basis).identity  # nobody looked
 
 
 @pytest.mark.parametrize("basis", BASES, ids=str)

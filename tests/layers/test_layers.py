@@ -240,7 +240,8 @@ def rewrite(p):
 
 
 def shifted(layer):
-    return {k: v + 1 if v.is_floating_point() else v for k, v in layer.state_dict().items()}
+    state = layer.state_dict()
+    return {k: v if k.endswith("_extra_state") else v + 1 for k, v in state.items()}
 
 
 CHANGES = {

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import integral_nn as inn
 from common import rand
@@ -74,6 +75,69 @@ def test_conservative_nodes_are_the_weights():
     for name, value in model.sampled().items():
         if not name.endswith("running_var"):  # the exponential of a mean of logarithms
             assert torch.equal(value, weights[name])
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators of ours that a call takes."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count = getattr(self, "count", 0) + (function.namespace == "inn_kernels")
+        return function(*args, **(kwargs or {}))
+
+
+def plain_and_converted(**options) -> tuple[nn.Module, inn.IntegralNetwork]:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    plain = nn.Sequential(*layers, nn.Linear(24, 5))
+    return plain, inn.convert(plain, IMAGE, quadrature="cells", kernel="conservative", permute=False, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_at_full_size_samples_nothing(dtype):
+    """Its weights are the nodes themselves, cast where autocast casts: outputs and gradients of the plain network."""
+    plain, model = plain_and_converted()
+    with Operators() as operators, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        y = model(IMAGE)
+        wanted = plain(IMAGE)
+        y.float().square().sum().backward()
+        wanted.float().square().sum().backward()
+    assert operators.count == 0
+    assert torch.equal(y, wanted)
+    given = dict(plain.named_parameters())
+    for name, nodes in model.nodes().items():
+        assert torch.equal(nodes.grad, given[name].grad)
+    model.resize(0.5)
+    with Operators() as operators:
+        model(IMAGE)
+    assert operators.count > 0
+    model.resize({"0": 16})  # an axis back at full size, another is not
+    torch.testing.assert_close(model(IMAGE), model.discretize()(IMAGE))
+
+
+def test_what_is_given_away_at_full_size_is_not_the_nodes():
+    _, model = plain_and_converted()
+    nodes = {name: value.detach().clone() for name, value in model.nodes().items()}
+    with torch.no_grad():
+        for value in model.sampled().values():
+            value.add_(1)
+        for network in (model.discretize(), model.at(1.0), inn.Snapshots(model).at(1.0)):
+            for value in network.parameters():
+                value.add_(1)
+        for module in model.modules():
+            if "weight_nodes" in module._parameters:
+                module.weight.add_(1)
+    for name, value in model.nodes().items():
+        assert torch.equal(value, nodes[name])
+
+
+def test_statistics_at_full_size_are_copies():
+    """Norms write to them: nodes change once, by what they wrote."""
+    model, plain = converted("cells", "conservative", fold=False).train(), net().train()
+    model(IMAGE)
+    plain(IMAGE)
+    for name, value in plain.named_buffers():
+        if name.startswith("norm.running"):
+            torch.testing.assert_close(model.nodes()[name], value)
 
 
 def test_halves_of_equal_channels_lose_nothing():

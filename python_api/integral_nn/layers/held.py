@@ -26,7 +26,7 @@ from integral_nn.functional.foreach import discretize_foreach, make_plan
 from integral_nn.functional.interpolate import interpolate
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.rule import Rule, Sizes, log
-from integral_nn.layers.scheme import NODES, STATISTICS, Group, Kept, Scheme, dtype_of, scheme_for
+from integral_nn.layers.scheme import NODES, STATISTICS, Group, Kept, Scheme, Together, dtype_of, scheme_for
 
 CALIBRATED = "_calibrated"
 """What the name of a buffer that holds statistics measured at one size ends with."""
@@ -51,7 +51,7 @@ def holds(module: Any) -> bool:
 @contextlib.contextmanager
 def held(modules: Sequence[Any], kept: Kept | None = None) -> Iterator[None]:
     """Sample every tensor of `modules` once, let the call see the values, then bring statistics back to their nodes."""
-    scheme, nodes, made, before = _sample(modules, None, True, kept)
+    scheme, nodes, made, before = _sample(modules, None, True, kept, own=False)
     values = _by_module(scheme, made)
     moving = [n for n in before if moves(scheme.entries[n].module)]
     moved = _copied([Moved(n, nodes[n], made[n], before[n]) for n in moving])
@@ -106,17 +106,23 @@ def _by_module(scheme: Scheme, made: Iterable[Tensor | None]) -> dict[int, dict[
 
 
 def _sample(
-    modules: Iterable[Any], sizes: Sizes, training: bool, kept: Kept | None
+    modules: Iterable[Any], sizes: Sizes, training: bool, kept: Kept | None, own: bool = True
 ) -> tuple[Scheme, list[Any], list[Any], dict[int, Tensor]]:
-    """The scheme; its entries' nodes and values (None: of a shard); what norms may move, as `Moved.before`."""
+    """The scheme; its entries' nodes and values (None: of a shard); what norms may move, as `Moved.before`.
+
+    Values have memory of their `own`; else some may be nodes, at sizes where sampling changes nothing.
+    """
     scheme, nodes, calibrations = scheme_for(list(modules), sizes, kept)
     entries = scheme.entries
     taps: dict[tuple, Taps] = {}
     made: list[Any] = [None] * len(entries)
     for group in scheme.groups:
-        values = discretize_foreach([nodes[n] for n in group.members], group.plan, group.dtype)
-        for n, value in zip(group.members, values):
-            made[n] = value
+        for n in group.unsampled:
+            made[n] = nodes[n].to(group.dtype, copy=own)
+        if group.sampled:
+            values = discretize_foreach([nodes[n] for n in group.sampled], group.plan, group.dtype)
+            for n, value in zip(group.sampled, values):
+                made[n] = value
     for n in scheme.alone:
         module, _, _, rule = entries[n]
         made[n] = rule.value(nodes[n], dtype_of(module, nodes[n]), sizes, taps)
@@ -217,7 +223,7 @@ _TRACKED = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 def _on_nodes(scheme: Scheme, moved: Sequence[Moved], changes: list[Tensor]) -> list[Tensor]:
     """Functions given at the points of their axes, at the nodes."""
     if torch.compiler.is_compiling():
-        together: list[Group] = []
+        together: list[Together] = []
     else:
         key = tuple(m.at for m in moved)
         found = scheme.back.get(key)
@@ -235,14 +241,14 @@ def _on_nodes(scheme: Scheme, moved: Sequence[Moved], changes: list[Tensor]) -> 
     return changes
 
 
-def _groups_back(scheme: Scheme, moved: Sequence[Moved]) -> list[Group]:
+def _groups_back(scheme: Scheme, moved: Sequence[Moved]) -> list[Together]:
     kinds: dict[tuple, list[int]] = {}
     for n, m in enumerate(moved):
         if scheme.entries[m.at].rule.plain:
             kinds.setdefault((m.nodes.device, m.nodes.dtype), []).append(n)
     axes = [scheme.entries[m.at].rule.axes.values() for m in moved]
     return [
-        Group(members, make_plan([[_reverse(moved[n].nodes, next(iter(axes[n])))] for n in members]), dtype, [], 0)
+        Together(members, make_plan([[_reverse(moved[n].nodes, next(iter(axes[n])))] for n in members]), dtype)
         for (_, dtype), members in kinds.items()
     ]
 

@@ -59,20 +59,39 @@ class Side(NamedTuple):
         )
 
 
-class Group(NamedTuple):
-    """Tensors that one operation samples, by their place among the entries, and how."""
+class Together(NamedTuple):
+    """What one operation samples, whatever the sizes: entries by their place, and how."""
 
     members: list[int]
     plan: Plan
     dtype: torch.dtype
-    sides: list[Side]  # whose taps the plan has
+
+
+class Group(NamedTuple):
+    """Tensors that one operation samples, by their place among the entries, and how."""
+
+    members: list[int]
+    places: tuple[list[int], list[int]]  # of each, which of the sides its first two dimensions have, -1: none
+    dtype: torch.dtype
+    sides: list[Side]
     means: int  # so many of the members, the first, are sampled as they are, the others by their logarithms
+    passes: bool  # tensors along axes whose taps are the identity are their nodes, and not sampled
+    sampled: list[int]  # members that are
+    plan: Plan  # of those
+    unsampled: list[int]
 
     def resized(self, sizes: Sizes = None) -> Group:
         """The same at the sizes of now (or at others)."""
         taps = [side.taps(sizes) for side in self.sides]
+        same = {n for n, table in enumerate(taps) if self.passes and table.identity}
+        out, in_ = ([-1 if at in same else at for at in places] for places in self.places)
+        some = [n for n, along in enumerate(zip(out, in_)) if max(along) >= 0]
         start, weight, nodes = (tuple(column) for column in zip(*taps))
-        return self._replace(plan=self.plan._replace(start=start, weight=weight, nodes=nodes))
+        return self._replace(
+            plan=Plan(start, weight, nodes, tuple(out[n] for n in some), tuple(in_[n] for n in some)),
+            sampled=[self.members[n] for n in some],
+            unsampled=[m for n, m in enumerate(self.members) if out[n] == in_[n] == -1],
+        )
 
 
 class Scheme(NamedTuple):
@@ -93,7 +112,7 @@ class Scheme(NamedTuple):
     alone: list[int]  # weights by themselves
     means: list[Group]  # of statistics: variances after means
     lone: list[int]  # statistics by themselves
-    back: dict[tuple[int, ...], list[Group]]  # of changes of statistics, by those that have changed
+    back: dict[tuple[int, ...], list[Together]]  # of changes of statistics, by those that have changed
 
 
 class Kept:
@@ -261,6 +280,7 @@ def _group(
                 sides.append(Side(*key, wide, nodes[n].device))
         for place, one in zip(places, at):
             place.append(one)
-    plan = Plan((), (), (), tuple(places[0]), tuple(places[1]))
     means = sum(not entries[n].rule.geometric for n in members)
-    return Group(members, plan, dtype, sides, means).resized(sizes)
+    passes = entries[members[0]].name not in STATISTICS  # which norms write to
+    empty = Plan((), (), (), (), ())
+    return Group(members, places, dtype, sides, means, passes, [], empty, []).resized(sizes)
