@@ -25,9 +25,9 @@ def step(model, size):
 def made(monkeypatch):
     """Partitions that taps were computed of."""
     found = []
-    compute = taps._compute
+    compute = taps._made
     monkeypatch.setattr(taps, "_of_ints", {})
-    monkeypatch.setattr(taps, "_compute", lambda *args: found.append(args[0]) or compute(*args))
+    monkeypatch.setattr(taps, "_made", lambda *args: found.append(args[0]) or compute(*args))
     return found
 
 

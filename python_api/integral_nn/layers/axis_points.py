@@ -16,7 +16,6 @@ from integral_nn.functional.arguments import check_scale
 from integral_nn.layers.deltas import resized
 from integral_nn.layers.replaced import check_wrapped
 
-
 _CPU = torch.device("cpu")
 
 
