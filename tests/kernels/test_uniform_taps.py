@@ -22,7 +22,7 @@ from inn_kernels.uniform_taps import Wanted
 from test_csrc_fuzz import FUZZ
 
 CPU, F32, F64 = torch.device("cpu"), torch.float32, torch.float64
-NODES = (1, 2, 3, 4, 5, 7, 8, 16, 31, 64, 97, 200)
+NODES = (1, 2, 3, 4, 5, 8, 31, 64, 97)
 compiled = pytest.mark.skipif(ops.compiled_missing is not None, reason=f"no compiled kernels: {ops.compiled_missing}")
 
 
@@ -87,7 +87,7 @@ def test_fuzz(wanted):
 
 
 def same_bits():
-    for wanted in every(nodes=(1, 2, 3, 4, 5, 8, 31, 97)):
+    for wanted in every(nodes=NODES[:-2]):
         for dtype in (F32, F64):
             w = wanted._replace(dtype=dtype)
             found, exact = written(w, ops.uniform_taps), written(w, reference.uniform_taps)
