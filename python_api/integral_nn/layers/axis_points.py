@@ -147,7 +147,7 @@ class Points(nn.Module):
             device=device or "cpu",
         )
 
-    def fixed_settings(self, size: int) -> list[tuple]:
+    def _fixed_settings(self, size: int) -> list[tuple]:
         """What the taps are made of that are kept of the current size, at another one: see `taps_ahead`."""
         if self.delta is not None:
             return []

@@ -107,7 +107,7 @@ class IntegralNetwork(nn.Module):
         """
         checks.check_optional(optimizer, Optimizer, "optimizer")
         sizes = self._sizes_at(size)
-        taps_ahead([settings for axis, points in sizes.items() for settings in axis.fixed_settings(points)])
+        taps_ahead([settings for axis, points in sizes.items() for settings in axis._fixed_settings(points)])
         for axis, points in sizes.items():
             axis.resize(points, optimizer)
         return self.sizes
