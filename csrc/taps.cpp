@@ -2,8 +2,8 @@
 //
 //     F(x) = sum_i nodes[i] u(s - i) = sum_{t<T} weight[t] nodes[start + t]
 //
-// The definitions are those of inn_kernels/basis.py, points.py, cells.py and quadrature.py. There each is some forty
-// operations on tensors; here a loop over points. Positions are fractions, kept as whole numbers; everything else is
+// The definitions are those of inn_kernels/basis.py, points.py, cells.py and quadrature.py: some forty operations on
+// tensors. Here it is a loop over points. Positions are fractions, kept as whole numbers; everything else is
 // float64, in the order in which PyTorch computes it, rounded once at the end.
 #include <algorithm>
 #include <cmath>

@@ -2,7 +2,9 @@
 
 - tensors: what is asked of a tensor that is handed in
 - quadrature: partitions and integration rules
-- taps: basis, boundary and quadrature folded into four nodes and four weights a point
+- tap_makers: basis, boundary and quadrature folded into a few nodes and weights a point
+- uniform_taps: the same of ints, by the compiled library
+- taps: checked taps, which are kept
 - reference: every operation in plain PyTorch, the specification
 - ops: every operation as a PyTorch operator, with its compiled kernels
 - transforms: what PyTorch may be doing besides computing

@@ -7,7 +7,7 @@ however many axes is a part of one buffer.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -107,14 +107,16 @@ _TRACKED = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)  # what
 
 def _parts(
     memory: Tensor, wanted: Sequence[Wanted], places: Sequence[tuple[int, int, int]]
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> list[tuple[Tensor, Tensor]]:
     """start and weight of each, from these places in memory on: tensors of their own on one storage, no views."""
+    parts = []
     with torch._C._ExcludeDispatchKeyGuard(_TRACKED):
         words = {dtype: memory.view(dtype) for dtype in {w.dtype for w in wanted}}
         for (points, _, _, _, _, dtype), (start_at, weight_at, taps) in zip(wanted, places):
             start = torch.as_strided(memory, (points,), (1,), start_at)
             weight_at //= dtype.itemsize // 4
-            yield start, torch.as_strided(words[dtype], (points, taps), (taps, 1), weight_at)
+            parts.append((start, torch.as_strided(words[dtype], (points, taps), (taps, 1), weight_at)))
+    return parts
 
 
 # What taps on a device were made of: whoever needs them on the host makes them once more, sooner than they are read.

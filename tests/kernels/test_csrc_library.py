@@ -40,6 +40,13 @@ def digest(seed=0):
                 results.append(ops.spread(results[-2], start, weight, nodes.shape[dim], dim, dtype))
             for result in results:
                 total.update(result.contiguous().view(torch.uint8).numpy().tobytes())
+    for quadrature in ("simpson", "cells"):
+        start, weight = torch.empty(43, dtype=torch.int32), torch.empty(43, 4 if quadrature == "simpson" else 6)
+        ops.uniform_taps(start, weight, 64, -0.75, "bspline", "keys", quadrature, 3.0)
+        table = torch.empty(68 + 44 + 64 + 64 + 4 + 6 * 64, dtype=torch.int32)
+        ops.axis_table(table, start, weight, 64, 6)
+        for result in (start, weight, table):
+            total.update(result.numpy().tobytes())
     return total.hexdigest()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import integral_nn as inn
-from inn_kernels import taps
+from inn_kernels import taps, uniform_taps
 
 
 def network():
@@ -25,9 +25,9 @@ def step(model, size):
 def made(monkeypatch):
     """Partitions that taps were computed of."""
     found = []
-    compute = taps._compute
+    compute = taps._made
     monkeypatch.setattr(taps, "_of_ints", {})
-    monkeypatch.setattr(taps, "_compute", lambda *args: found.append(args[0]) or compute(*args))
+    monkeypatch.setattr(taps, "_made", lambda *args: found.append(args[0]) or compute(*args))
     return found
 
 
@@ -42,6 +42,24 @@ def test_a_step_at_a_warm_size_makes_nothing(made):
     for size in ({"0": 7}, 0.5):
         step(model, size)
     assert not made
+
+
+@pytest.mark.skipif(not uniform_taps.AVAILABLE, reason="taps of ints are made by PyTorch")
+def test_a_resize_brings_the_taps_of_all_axes_by_one_copy(made, monkeypatch):
+    model = inn.convert(nn.Sequential(nn.Linear(2, 12), nn.Linear(12, 9), nn.Linear(9, 3)), torch.zeros(1, 2))
+    model.sampled()
+    monkeypatch.setattr(uniform_taps, "copies", lambda device: True)  # as to a GPU
+    brought = []
+    monkeypatch.setattr(uniform_taps, "brought", lambda host, device: brought.append(host) or host.clone())
+    made.clear()
+    model.resize(0.75)
+    assert len(model.axes) == 2 and len(brought) == 1
+    values = model.sampled()
+    assert len(brought) == 1 and not made
+    monkeypatch.undo()
+    model.resize(0.5)
+    model.resize(0.75)
+    assert all(torch.equal(value, values[name]) for name, value in model.sampled().items())
 
 
 def test_the_model_is_as_it_was():
