@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from inn_kernels.gpu.launch import stream_of
-from inn_kernels.gpu.replay import recorder
+from inn_kernels.gpu.record import recorder
 
 CONTRIBUTORS = (4, 6, 8, 12)
 """NT, by class. Each is a compiled variant: 6 at K = M, 4 for fewer points, 8 and 12 for more points than nodes."""
