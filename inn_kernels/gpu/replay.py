@@ -30,6 +30,8 @@ from inn_kernels.gpu.record import Recorder
 
 _native: Any = None
 _watched: set[int] = set()
+refused: dict[str, str | None] = {}
+"""By operator, why the last call that was to be recorded could not be, or None."""
 
 
 def install(key: str = "CUDA", driver: str = "", posing: bool = False) -> str | None:
@@ -126,7 +128,7 @@ def told(run: Callable[..., Any], taps: Sequence[int] | None = None) -> Callable
             recorder = Recorder(arguments, taps)
             with recorder:
                 result = run(*arguments)
-            called.why = _store(recorder, result)  # type: ignore[attr-defined]
+            refused[run.__name__] = _store(recorder, result)
             return result
         except BaseException as error:
             words = str(error) if type(error) is RuntimeError else f"{type(error).__name__}: {error}"

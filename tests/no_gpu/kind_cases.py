@@ -88,6 +88,7 @@ def test_arguments_that_share_memory_are_not_recorded() -> None:
 
     for _ in range(6):
         assert not replayed(run)
+    assert replay.refused["discretize"] == "arguments share memory"
 
 
 def test_the_same_tensor_twice_is_recorded() -> None:
@@ -106,6 +107,7 @@ def test_copies_are_not_recorded() -> None:
     nodes, own = torch.randn(8, 8).t(), (*taps(5, 8), *taps(6, 8, 1))
     for _ in range(6):
         assert not replayed(lambda: ops.discretize(nodes, *own, F32))
+    assert replay.refused["discretize"] == "it runs aten.clone.default"
 
 
 def test_nothing_is_recorded_while_capturing_and_tables_stay_with_python() -> None:
