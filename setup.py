@@ -107,7 +107,7 @@ def extensions():
             extra_compile_args=flags,
             extra_link_args=link,
             library_dirs=library_paths(),
-            libraries=["torch_cpu"],
+            libraries=["torch_cpu", *(["dl"] if sys.platform == "linux" else [])],
             language="c++",
             py_limited_api=True,
             optional=True,

@@ -16,11 +16,12 @@ if ops.compiled_missing is not None:
 TESTS = Path(__file__).parent
 
 
-def test_replays():
-    """In a process of their own: it takes CPU tensors for a GPU's."""
+@pytest.mark.parametrize("cases", ["launch_cases.py", "kind_cases.py"])
+def test_over_no_gpu(cases):
+    """In a process of its own: it takes CPU tensors for a GPU's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TRITON_INTERPRET", "PYTEST"))}
     paths = [str(TESTS.parent), *sys.path]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", "no_gpu/replay_cases.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", cases]
     variables = kept | {"PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(command, cwd=TESTS, env=variables, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=TESTS / "no_gpu", env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr

@@ -36,13 +36,16 @@ constexpr Operator kOperators[] = {
     {"conv_node_gradient", "TTTWWWWLLLVV", true},
 };
 constexpr size_t kCount = std::size(kOperators);
-constexpr size_t kMost = 4096;   // plans kept
-constexpr uint32_t kAgain = 64;  // calls until one that could not be recorded is tried again
+constexpr size_t kMost = 4096;     // plans kept, of those that hold memory fewer
+constexpr size_t kHolding = 4;     // plans that one with constants counts for,
+constexpr size_t kTabled = 16;     // and one with tables of pointers
+constexpr uint32_t kAgain = 1024;  // calls until one that could not be recorded is tried again
 
 // A plan of calls with a key, or, without one, that they could not be recorded.
 struct Entry {
   std::vector<int64_t> key, identities;
   std::optional<Plan> plan;
+  size_t weight = 1;
   std::atomic<uint64_t> used{0};
   std::atomic<uint32_t> missed{0};
 };
@@ -61,8 +64,11 @@ class Plans {
     entry->used = clock_.fetch_add(1);
     std::vector<std::shared_ptr<Entry>> dropped;  // freed without the lock: a tensor's end may need Python's
     const std::unique_lock<std::shared_mutex> lock(mutex_);
-    if (entries_.size() >= kMost) drop_oldest(&dropped);
-    dropped.push_back(std::exchange(entries_[hash], std::move(entry)));
+    weight_ += entry->weight;
+    std::shared_ptr<Entry>& place = entries_[hash];
+    if (place) weight_ -= place->weight;
+    dropped.push_back(std::exchange(place, std::move(entry)));
+    if (weight_ > kMost) drop_oldest(&dropped);
   }
 
   void drop_oldest(std::vector<std::shared_ptr<Entry>>* dropped) {
@@ -80,6 +86,7 @@ class Plans {
         ++at;
         continue;
       }
+      weight_ -= at->second->weight;
       dropped->push_back(std::move(at->second));
       at = entries_.erase(at);
     }
@@ -100,6 +107,7 @@ class Plans {
  private:
   std::shared_mutex mutex_;
   std::unordered_map<uint64_t, std::shared_ptr<Entry>> entries_;
+  size_t weight_ = 0;
   std::atomic<uint64_t> clock_{1};
 };
 
@@ -186,6 +194,7 @@ std::string store(torch::stable::Tensor words, std::vector<torch::stable::Tensor
   } catch (const std::exception& error) {
     return error.what();
   }
+  entry->weight = entry->plan->has_tables() ? kTabled : constants.empty() ? 1 : kHolding;
   entry->key = recorded->key;
   entry->identities = recorded->identities;
   plans().put(hash_of(recorded->key), std::move(entry));

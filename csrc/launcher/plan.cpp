@@ -178,6 +178,10 @@ Plan::Plan(const Call& call, const int64_t* words, int64_t count, std::vector<Ow
   read.finish();
 }
 
+bool Plan::has_tables() const {
+  return std::any_of(steps_.begin(), steps_.end(), [](const Step& step) { return step.kind == Step::TABLE; });
+}
+
 void Plan::replay(const Call& call, StableIValue* results) const {
   std::vector<Owned> values;
   values.reserve(steps_.size());

@@ -85,6 +85,8 @@ class Plan {
   // Makes the results, at most kResults. Raises NoMemory, and a RuntimeError where a launch fails.
   void replay(const Call& call, StableIValue* results) const;
 
+  bool has_tables() const;
+
  private:
   std::vector<Step> steps_;
   std::vector<Result> results_;

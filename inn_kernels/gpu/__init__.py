@@ -18,9 +18,13 @@ What they share:
     gemm_configs             the choice of a product's launch configuration; the samplers' is `sampler_tile.plan`
     foreach_table            which tile of which layer a program of those computes
     launch                   configurations, allocation, the device and its stream
+    record, replay           a call noted while it runs, and handed to C++, which does it again without Python
     specs, compile           what is compiled ahead of time, and the harness that does so for each target, with no GPU
 
 The mathematics stand on top of each operation's file, its launch configurations right below.
+
+An operator's call reaches the launchers below twice for each kind of arguments. From then on csrc/launcher, which is
+what is registered for GPUs, replays it: outputs allocated, kernels launched by the driver, no Python entered.
 
 Importing this package imports neither Triton nor a kernel: the first call of an operation on a GPU does. Where Triton
 is missing, for dtypes the kernels do not store (float64) and for more taps a point than the fused kernels take,
@@ -119,12 +123,15 @@ _TAKEN = {*STORAGE, torch.int32}
 def _take(key: str, **how: Any) -> str | None:
     """Make the kernels the operators' implementation for a dispatch key. Returns None, or why C++ replays no call."""
     why = replay.install(key, **how)
-    if why is not None:
+    if why is None:
+        _tell()
+    else:
         for name in _FILES:
             _library.impl(name, _implementation(name), key, allow_override=True)
     return why
 
 
+@functools.cache
 def _tell() -> torch.library.Library:
     """What C++ calls where it has no recording: each operator as it is, and as an overload that is recorded."""
     library = torch.library.Library("inn_kernels_triton", "DEF")
@@ -140,9 +147,5 @@ def _tell() -> torch.library.Library:
 
 _TAPS = ("out_start", "out_weight", "in_start", "in_weight")
 _library = torch.library.Library("inn_kernels", "IMPL")
-replays_missing: str | None = missing
+replays_missing: str | None = _take("CUDA") if missing is None else missing
 """Why no call is replayed by C++, or None."""
-
-if missing is None:
-    _told = _tell()
-    replays_missing = _take("CUDA")

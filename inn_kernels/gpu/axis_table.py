@@ -22,7 +22,7 @@ from torch import Tensor
 
 from inn_kernels import ops, reference, uniform_taps
 from inn_kernels.gpu.launch import stream_of
-from inn_kernels.gpu.replay import recorder
+from inn_kernels.gpu.record import recorder
 from inn_kernels.operands import aligned, table_parts
 
 CONTRIBUTORS = (4, 6, 8, 12)

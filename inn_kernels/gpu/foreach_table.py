@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.launch import LIMIT, TRITON_TYPE, Config, Launch, cdiv, empty, guard, processors
-from inn_kernels.gpu.replay import recorder
+from inn_kernels.gpu.record import recorder
 from inn_kernels.gpu.sampler_tile import HELD, MIN_ROWS, Geometry, dense
 from inn_kernels.taps import Basis, Taps, taps_for
 

@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from inn_kernels.gpu.replay import recorder
+from inn_kernels.gpu.record import recorder
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run in Triton's interpreter: on CPU tensors, slowly, with the same launchers."""

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from inn_kernels.gpu.launch import Launch, cdiv, empty, processors, stream_of
-from inn_kernels.gpu.replay import recorder
+from inn_kernels.gpu.record import recorder
 
 
 @triton.jit
