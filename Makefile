@@ -57,7 +57,7 @@ report: $(VENV)/installed  ## docs/bench.md, its figures, README's picture, numb
 	$(RUN) -m bench.report
 	$(RUN) -m bench.front
 
-scaling: $(VENV)/installed  ## two processes, some two minutes: bench/results/scaling.json, docs/scaling.md
+scaling: $(VENV)/installed  ## two and four processes, some five minutes: bench/results/scaling.json, docs/scaling.md
 	$(RUN) -m bench.scaling
 
 # Every finished training is kept in runs/: a second call goes on from there. The pictures of clothes are Debian's package

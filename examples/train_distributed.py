@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +108,12 @@ def main() -> None:
         optimizer.step()
     if options.folder:
         saved = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer)), step=options.steps)
-        dcp.save(saved, checkpoint_id=options.folder)
+        dcp.save(
+            saved, checkpoint_id=f"{options.folder}.new"
+        )  # beside the old one, which stays whole if a process dies
+        if rank == 0:
+            shutil.rmtree(options.folder, ignore_errors=True)
+            os.rename(f"{options.folder}.new", options.folder)
     nodes = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank == 0:
         whole = network(images.shape[-1])

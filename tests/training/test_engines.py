@@ -42,8 +42,8 @@ def compiled(rank, kind, wrap, steps=50):
     return difference, len(graphs)
 
 
-def test_compiled_once_for_fifty_steps(ranks):
-    for difference, graphs in ranks(compiled, "converted", DistributedDataParallel):
+def test_compiled_once_for_two_hundred_steps(ranks):
+    for difference, graphs in ranks(compiled, "converted", DistributedDataParallel, 200):
         assert difference < 1e-5 and graphs == 1
 
 
@@ -71,6 +71,39 @@ def low_precision(rank, kind):
 @pytest.mark.parametrize("kind", MAKE)
 def test_autocast(ranks, kind):
     assert max(ranks(low_precision, kind)) < 0.05  # bfloat16 keeps 8 bits
+
+
+def scaled(rank, kind):
+    """Steps in float16 with scaled losses: the scales, the largest difference of a parameter from a float32 run."""
+    model, alone = make(kind, True), make(kind, True)
+    called, scaler = DistributedDataParallel(model), torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=4)
+    optimizers = [torch.optim.SGD(net.parameters(), 0.05) for net in (model, alone)]
+    scales, done = [], 0
+    for step in range(20):
+        model.resample(step)
+        with torch.autocast("cpu", torch.float16):
+            value = loss(called, *share(step, rank, 2))
+        optimizers[0].zero_grad()
+        scaler.scale(value).backward()
+        scaler.step(optimizers[0])
+        before = scaler.get_scale()
+        scaler.update()
+        scales.append(scaler.get_scale())
+        if scales[-1] < before:  # the step was left out
+            continue
+        done += 1
+        alone.resample(step)
+        optimizers[1].zero_grad()
+        loss(alone, *batch(step)).backward()
+        optimizers[1].step()
+    return scales, done, distance(model, alone)
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_float16_with_scaled_losses(ranks, kind):
+    (one, done, difference), (other, _, _) = ranks(scaled, kind)
+    assert one == other and 5 < done < 20  # the first scales are too large
+    assert difference < 5e-3
 
 
 def pipeline(rank, kind, schedule_of, again=False):

@@ -12,7 +12,7 @@ from models import MAKE, batch, blocks, loss, make, share, whole
 
 
 def train(model, optimizer, steps, called=None, data=batch, after=lambda: None):
-    for step in range(steps):
+    for step in range(steps) if isinstance(steps, int) else steps:
         model.resample(step)
         optimizer.zero_grad()
         loss(called or model, *data(step)).backward()
@@ -110,3 +110,91 @@ def train_clipped(rank, kind, wrap):
 def test_clipped_gradients(ranks, kind, wrap):
     for parameters, norms, least in ranks(train_clipped, kind, wrap):
         assert parameters and norms and least > 0.1
+
+
+# State in other formats ---------------------------------------------------------------------------------------------
+
+
+def quantized(x):
+    """In 8 bits, each block of 64 with its scale."""
+    blocks = torch.nn.functional.pad(x.flatten(), (0, -x.numel() % 64)).view(-1, 64)
+    scale = blocks.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
+    return (blocks / scale).round().to(torch.int8), scale
+
+
+def restored(codes, scale, like):
+    return (codes * scale).flatten()[: like.numel()].view_as(like)
+
+
+class Quantized(torch.optim.Optimizer):
+    """Momentum in 8 bits, kept by parameter as wrappers of optimizers keep it; or, for comparison, by name."""
+
+    def __init__(self, params, lr, names=None):
+        super().__init__(params, {"lr": lr})
+        self.by_name = None if names is None else {name: {} for name in names}
+
+    @torch.no_grad()
+    def step(self):
+        pairs = [(p, group["lr"]) for group in self.param_groups for p in group["params"]]
+        states = [self.state[p] for p, _ in pairs] if self.by_name is None else self.by_name.values()
+        for (p, lr), state in zip(pairs, states):
+            moment = p.grad + (0.9 * restored(state["codes"], state["scale"], p) if state else 0)
+            state["codes"], state["scale"] = quantized(moment)
+            p.sub_(restored(state["codes"], state["scale"], p), alpha=lr)
+
+
+def train_quantized(rank, kind):
+    """Ends of a run, of one whose state is kept by name, and of one that goes on in fresh objects; 8-bit numbers."""
+    ends = []
+    for how in ("parameter", "name", "resumed"):
+        model = make(kind, True)
+        names = [name for name, _ in model.named_parameters()] if how == "name" else None
+        optimizer, called = Quantized(model.parameters(), 0.05, names), DistributedDataParallel(model)
+        train(model, optimizer, range(4), called, lambda step: share(step, rank, 2))
+        if how == "resumed":
+            saved, model = (model.state_dict(), optimizer.state_dict()), make(kind, True)
+            optimizer, called = Quantized(model.parameters(), 0.05), DistributedDataParallel(model)
+            model.load_state_dict(saved[0])
+            optimizer.load_state_dict(saved[1])
+        ends.append(train(model, optimizer, range(4, 8), called, lambda step: share(step, rank, 2)))
+        codes = [state["codes"].numel() for state in optimizer.state.values()]
+    return ends, codes, [p.numel() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_state_of_8_bits_by_parameter(ranks, kind):
+    for (one, by_name, resumed), codes, numbers in ranks(train_quantized, kind):
+        assert one.keys() == by_name.keys() == resumed.keys()
+        assert all(torch.equal(one[name], by_name[name]) and torch.equal(one[name], resumed[name]) for name in one)
+        assert codes == [-(-n // 64) * 64 for n in numbers]
+
+
+def train_low(kind, masters):
+    """How far the way that nodes in bfloat16 went is from that of a float32 run, over the latter."""
+    model, alone = make(kind, True), make(kind, True)
+    model.to(torch.bfloat16)
+    own = [p.detach().float() for p in model.parameters()] if masters else list(model.parameters())
+    before = [[p.detach().float().clone() for p in parameters] for parameters in (own, alone.parameters())]
+    optimizers = [torch.optim.SGD(parameters, 3e-3) for parameters in (own, alone.parameters())]
+    for step in range(20):
+        for net, optimizer, dtype in ((model, optimizers[0], torch.bfloat16), (alone, optimizers[1], torch.float32)):
+            x, y = batch(step)
+            net.resample(step)
+            net.zero_grad()
+            loss(net, x.to(dtype), y).backward()
+            if masters and net is model:
+                for master, p in zip(own, model.parameters()):
+                    master.grad = p.grad.float()
+            optimizer.step()
+        if masters:
+            with torch.no_grad():
+                torch._foreach_copy_(list(model.parameters()), own)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    after = own, alone.parameters()
+    ways = [torch.cat([(p - old).flatten() for p, old in zip(*pair)]) for pair in zip(after, before)]
+    return float((ways[0] - ways[1]).norm() / ways[1].norm())
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_nodes_in_bfloat16_with_masters_in_float32(kind):
+    assert train_low(kind, True) < 0.1 < train_low(kind, False)

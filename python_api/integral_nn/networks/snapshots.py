@@ -74,10 +74,12 @@ class Snapshots:
         made = self._model._plain_at(sizes, dict(self._shared))
         own = sum(t.nbytes for t in [*made.parameters(), *made.buffers()] if id(t) not in self._shared)
         with self._lock:
-            found = self._kept.setdefault(key, (made, own))  # another thread may have been first
-            if found[0] is made:
-                self._bytes += own
-                while self._bytes > self.max_bytes and len(self._kept) > 1:
-                    _, (_, freed) = self._kept.popitem(last=False)
-                    self._bytes -= freed
-            return found[0]
+            found = self._kept.get(key)
+            if found is not None:  # another thread was first
+                return found[0]
+            while self._kept and self._bytes + own > self.max_bytes:  # first, so that there is never more
+                _, (_, freed) = self._kept.popitem(last=False)
+                self._bytes -= freed
+            self._kept[key] = made, own
+            self._bytes += own
+            return made
