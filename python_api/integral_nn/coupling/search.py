@@ -229,23 +229,30 @@ class Search:
     def check_influence(self, live: list[str]) -> None:
         """Make axes discrete whose channels the outputs hardly depend on: nothing was proved of them.
 
-        A rectifier that is off hides a channel from one input, so a few are tried.
+        A rectifier that is off hides a channel from one input, so a few are tried. A tensor that no output is made of
+        (the residual of a last block that only its skip connection leaves) may have any layout, and is tied all the
+        same.
         """
         ties = [(t, s) for t in self.ties(live) for s in t.axes if len(self.shapes[t.tensor]) > 1]
+        own = dict(self.net.named_parameters())
         total: dict[str, Tensor] = {}
         for draw in range(6):
             found = self.probe.gradients(fresh_inputs=draw > 0)
             if found is None:
                 return
-            total = {n: torch.nan_to_num(g) + total.get(n, 0) for n, g in found.items()}
-            weak = [(t, s) for t, s in ties if t.tensor in total and not self._influential(total[t.tensor], t, s)]
+            total |= {n: torch.nan_to_num(g) + total.get(n, 0) for n, g in found.items()}
+            weak = [(t, s) for t, s in ties if t.tensor in own and not self._influential(total.get(t.tensor), t, s)]
             if not weak:
                 return
+        dead = {t.tensor: self.probe.dead(t.tensor) for t, _ in weak if t.tensor not in total}
         for tie, symbol in weak:
-            self.discrete[symbol] = f"the outputs do not depend on {tie.tensor}, so nothing can be proved of it"
+            if not dead.get(tie.tensor):
+                self.discrete[symbol] = f"the outputs do not depend on {tie.tensor}, so nothing can be proved of it"
 
-    def _influential(self, strength: Tensor, tie: Tie, symbol: str) -> bool:
+    def _influential(self, strength: Tensor | None, tie: Tie, symbol: str) -> bool:
         """Whether the outputs depend on a quarter of a tensor's channels or more."""
+        if strength is None:
+            return False
         channels = torch.cat(tie.layout.channels(strength, tie.dim, symbol), 1).sum(1)
         return int((channels > 1e-10).sum()) >= max(self.meanings.nodes(symbol) / 4, 1)
 
