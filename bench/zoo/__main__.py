@@ -9,6 +9,8 @@ import argparse
 import fnmatch
 import multiprocessing
 import queue
+import resource
+import signal
 import sys
 import time
 import warnings
@@ -24,8 +26,9 @@ from bench.zoo.ours import ours
 from bench.zoo.packages import available
 
 
-def _child(answers: Any, row: Row, architecture: Architecture) -> None:
+def _child(answers: Any, row: Row, architecture: Architecture, limit: float) -> None:
     warnings.filterwarnings("ignore")
+    resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit) + 5))
     answers.put(measure(row, architecture))
 
 
@@ -33,9 +36,9 @@ def measured(row: Row, architecture: Architecture, limit: float) -> Row:
     """The row, filled in by a process of its own; if that ends or takes too long, this is its `refused`."""
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
-    process = context.Process(target=_child, args=(answers, row, architecture), daemon=True)
+    process = context.Process(target=_child, args=(answers, row, architecture, limit), daemon=True)
     process.start()
-    deadline = time.monotonic() + limit
+    deadline = time.monotonic() + 6 * limit
     while True:
         try:
             row = answers.get(timeout=1)
@@ -45,7 +48,8 @@ def measured(row: Row, architecture: Architecture, limit: float) -> Row:
                 row.refused = f"no result in {limit:g} seconds"
                 break
             if not process.is_alive() and answers.empty():
-                row.refused = f"the process ended with exit code {process.exitcode}"
+                late = process.exitcode == -signal.SIGXCPU
+                row.refused = f"no result in {limit:g} seconds" if late else f"exit code {process.exitcode}"
                 break
     process.kill()
     process.join()
@@ -67,7 +71,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="architectures or where they are from, wildcards as in a shell")
     parser.add_argument("--missing", action="store_true", help="those alone that bench/results/zoo.csv has no row of")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
-    parser.add_argument("--limit", type=float, default=150, help="seconds that each may take")
+    parser.add_argument("--limit", type=float, default=150, help="seconds of a core that each may take")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)

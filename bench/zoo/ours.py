@@ -9,7 +9,7 @@ import sys
 from bench.harness import ROOT
 from bench.zoo.measure import Architecture
 
-ROOMS = ("convnets", "images", "attention", "sequences", "recurrent", "signals", "weights", "calls", "heads")
+ROOMS = ("convnets", "fields", "images", "attention", "sequences", "recurrent", "signals", "weights", "calls", "heads")
 
 
 def ours() -> dict[str, Architecture]:

@@ -59,7 +59,8 @@ def times(measured: list[Row]) -> str:
     named = [name for name in ("ResNet-50", "Swin-T", DEPTHS[8]) if name in by_name]
     said = [f"{name} {by_name[name].seconds:.1f} s" for name in named]
     depths = [f"{n} layers {by_name[name].seconds:.1f} s" for n, name in DEPTHS.items() if name in by_name]
-    return f"{', '.join(said)}. LLaMA of width 256: {', '.join(depths)}.\n\n![seconds against depth](figures/zoo-depth.svg)"
+    figure = "![seconds against depth](figures/zoo-depth.svg)"
+    return f"{', '.join(said)}. LLaMA of width 256: {', '.join(depths)}.\n\n{figure}"
 
 
 def pretrained() -> str:

@@ -260,14 +260,80 @@ def _pair(length: int):
 
 
 FAMILIES = {
-    "ViT": Family(VisionTransformer, pictures, {}, kind="ViT"),
-    "latents that read": Family(Latents, features(7, 6), {}, kind="ViT", elsewhere=features(9, 6)),
-    "Swin": Family(Swin, pictures, {}, kind="Swin", elsewhere=lambda batch: pictures(batch, 16)),
-    "MLP-Mixer": Family(Mixer, pictures, {}, kind="mixer"),
-    "gMLP": Family(Gated, features(5, 6), {}, kind="mixer"),
-    "ConvMixer": Family(Mixing, pictures, {}, kind="mixer", elsewhere=lambda batch: pictures(batch, 12)),
-    "BERT": Family(Bert, _masked, {}, kind="BERT", elsewhere=lambda batch: _masked(batch, 7)),
-    "T5": Family(EncoderDecoder, _pair(6), {}, kind="T5", elsewhere=_pair(8)),
-    "experts, chosen": Family(Experts, tokens(5, 17), {}, kind="mixture of experts", elsewhere=tokens(7, 17)),
-    "experts, stacked": Family(StackedExperts, features(6), {}, kind="mixture of experts"),
+    "ViT": Family(
+        VisionTransformer,
+        pictures,
+        {
+            "embed": 12,
+            "blocks.0.attend.query": 3,
+            "blocks.0.feed.up": 20,
+            "blocks.1.attend.query": 3,
+            "blocks.1.feed.up": 20,
+        },
+        kind="ViT",
+    ),
+    "latents that read": Family(
+        Latents,
+        features(7, 6),
+        {"read.out": 12, "embed": 12, "read.query": 3, "block.attend.query": 3, "block.feed.up": 20},
+        kind="ViT",
+        elsewhere=features(9, 6),
+    ),
+    "Swin": Family(
+        Swin,
+        pictures,
+        {
+            "embed": 8,
+            "first.0.block.attend.query": 2,
+            "first.0.block.feed.up": 20,
+            "first.1.block.attend.query": 2,
+            "first.1.block.feed.up": 20,
+            "merge": 12,
+            "second.block.attend.query": 3,
+            "second.block.feed.up": 20,
+        },
+        kind="Swin",
+        elsewhere=lambda batch: pictures(batch, 16),
+    ),
+    "MLP-Mixer": Family(
+        Mixer,
+        pictures,
+        {"embed": 10, "places.0.up": 6, "places.1.up": 6, "channels.0.up": 16, "channels.1.up": 16},
+        kind="mixer",
+    ),
+    "gMLP": Family(Gated, features(5, 6), {"embed": 10, "up": 12}, kind="mixer"),
+    "ConvMixer": Family(
+        Mixing, pictures, {"stem": 10, "mix": 10}, kind="mixer", elsewhere=lambda batch: pictures(batch, 12)
+    ),
+    "BERT": Family(
+        Bert,
+        _masked,
+        {
+            "words": 12,
+            "blocks.0.attend.query": 3,
+            "blocks.0.feed.up": 20,
+            "blocks.1.attend.query": 3,
+            "blocks.1.feed.up": 20,
+            "pool": 10,
+        },
+        kind="BERT",
+        elsewhere=lambda batch: _masked(batch, 7),
+    ),
+    "T5": Family(
+        EncoderDecoder,
+        _pair(6),
+        {"words": 12, "near": 3, "encoder.feed.up": 20, "decoder.feed.up": 20, "cross.query": 3, "gate": 16},
+        kind="T5",
+        elsewhere=_pair(8),
+    ),
+    "experts, chosen": Family(
+        Experts,
+        tokens(5, 17),
+        {"words": 12, "experts.0.up": 10, "experts.1.up": 10, "experts.2.up": 10, "experts.3.up": 10},
+        kind="mixture of experts",
+        elsewhere=tokens(7, 17),
+    ),
+    "experts, stacked": Family(
+        StackedExperts, features(6), {"route": 3, "embed": 12, "up": 16}, kind="mixture of experts"
+    ),
 }

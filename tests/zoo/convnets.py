@@ -1,4 +1,4 @@
-"""Convolutional networks as they are published, in their smallest form: classifiers, detectors, pictures from pictures."""
+"""Convolutional networks as they are published, in their smallest form."""
 
 from __future__ import annotations
 
@@ -112,100 +112,6 @@ def _shuffle() -> nn.Module:
     return nn.Sequential(conv(3, 8), Shuffled(8, 12, 2), Shuffled(8, 16, 2), nn.Conv2d(8, 2, 1))
 
 
-class UNet(nn.Module):
-    """Down, up, and the features of every scale put beside those that come back."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.three = conv(3, 6), conv(6, 10), conv(10, 14)
-        self.up2, self.merge2 = nn.ConvTranspose2d(14, 8, 2, 2), conv(18, 10)
-        self.up1, self.merge1 = nn.ConvTranspose2d(10, 6, 2, 2), conv(12, 7)
-        self.out = nn.Conv2d(7, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        one = self.one(x)
-        two = self.two(F.max_pool2d(one, 2))
-        x = self.up2(self.three(F.max_pool2d(two, 2)))
-        x = self.up1(self.merge2(torch.cat([two, x], 1)))
-        return self.out(self.merge1(torch.cat([one, x], 1)))
-
-
-class Pyramid(nn.Module):
-    """Features of three scales, the coarse added to the fine, one head on all of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList([conv(3, 8, 3, 2), conv(8, 12, 3, 2), conv(12, 16, 3, 2)])
-        self.sides = nn.ModuleList([nn.Conv2d(n, 10, 1) for n in (8, 12, 16)])
-        self.smooth = nn.ModuleList([conv(10, 10) for _ in range(3)])
-        self.tower, self.classes, self.boxes = conv(10, 12), nn.Conv2d(12, 6, 3, padding=1), nn.Conv2d(12, 4, 1)
-
-    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
-        features = []
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        laterals = [side(x) for side, x in zip(self.sides, features)]
-        for i in (1, 0):
-            laterals[i] = laterals[i] + F.interpolate(laterals[i + 1], size=laterals[i].shape[-2:], mode="nearest")
-        heads = [self.tower(smooth(x)) for smooth, x in zip(self.smooth, laterals)]
-        return [{"classes": self.classes(x), "boxes": self.boxes(x).permute(0, 2, 3, 1).flatten(1, 2)} for x in heads]
-
-
-class CrossStage(nn.Module):
-    """Half of the channels go round the blocks, every block's result is kept, and pooling at three sizes ends it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.split = conv(3, 8), conv(8, 12, 1)
-        self.blocks = nn.ModuleList([nn.Sequential(conv(6, 4), conv(4, 6)) for _ in range(2)])
-        self.merge, self.narrow, self.out = conv(24, 10, 1), conv(10, 5, 1), nn.Conv2d(20, 3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = list(self.split(self.stem(x)).chunk(2, 1))
-        for block in self.blocks:
-            parts.append(parts[-1] + block(parts[-1]))
-        x = self.narrow(self.merge(torch.cat(parts, 1)))
-        pooled = [x]
-        for _ in range(3):
-            pooled.append(F.max_pool2d(pooled[-1], 3, 1, 1))
-        return self.out(torch.cat(pooled, 1))
-
-
-class SuperResolution(nn.Module):
-    """Residual blocks without norms, a long shortcut, twice the size by pixel shuffle, the enlarged picture added."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Conv2d(3, 8, 3, padding=1)
-        self.body = nn.ModuleList(nn.ModuleList([nn.Conv2d(8, 10, 3, 1, 1), nn.Conv2d(10, 8, 3, 1, 1)]) for _ in "ab")
-        self.up, self.tail = nn.Conv2d(8, 24, 3, padding=1), nn.Conv2d(6, 3, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        first = y = self.head(x)
-        for one, two in self.body:
-            y = y + 0.1 * two(one(y).relu())
-        y = self.tail(F.pixel_shuffle(self.up(y + first), 2).relu())
-        return y + F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-
-
-class DenseResidual(nn.Module):
-    """Every convolution reads all before it; the last one's result, scaled, is added to the input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Conv2d(3, 8, 3, 1, 1)
-        self.convs = nn.ModuleList(nn.Conv2d(8 + 4 * i, 4 if i < 3 else 8, 3, 1, 1) for i in range(4))
-        self.tail = nn.Conv2d(8, 3, 3, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.head(x)
-        kept = [x]
-        for layer in self.convs[:-1]:
-            kept.append(F.leaky_relu(layer(torch.cat(kept, 1)), 0.2))
-        return self.tail(x + 0.2 * self.convs[-1](torch.cat(kept, 1)))
-
-
 class Rebuilt(nn.Module):
     """Three branches, one of them a norm alone, added: what becomes one convolution when it is served."""
 
@@ -253,23 +159,84 @@ class Cascade(nn.Module):
         return self.out(torch.cat(done, 1))
 
 
-def _at(size: int):
+def at(size: int):
     return lambda batch: pictures(batch, size)
 
 
 FAMILIES = {
-    "VGG": Family(Plain, pictures, {}, kind="plain", elsewhere=_at(12)),
-    "ResNet": Family(lambda: Residual(1), pictures, {}, kind="residual", elsewhere=_at(12)),
-    "ResNeXt": Family(lambda: Residual(2), pictures, {}, kind="residual", elsewhere=_at(12)),
-    "RepVGG": Family(Rebuilt, pictures, {}, kind="residual", elsewhere=_at(12)),
-    "selective kernels": Family(Selective, pictures, {}, kind="residual", elsewhere=_at(12)),
-    "Res2Net": Family(Cascade, pictures, {}, kind="residual", elsewhere=_at(12)),
-    "Inception": Family(_inception, pictures, {}, kind="inception", elsewhere=_at(12)),
-    "MobileNet": Family(_mobile, pictures, {}, kind="depthwise, squeeze-excite", elsewhere=_at(12)),
-    "ShuffleNet": Family(_shuffle, pictures, {}, kind="shuffle", elsewhere=_at(12)),
-    "U-Net": Family(UNet, pictures, {}, kind="U-Net and segmentation", elsewhere=_at(12)),
-    "feature pyramid": Family(Pyramid, pictures, {}, kind="detection", elsewhere=_at(16)),
-    "cross stages": Family(CrossStage, pictures, {}, kind="detection", elsewhere=_at(12)),
-    "EDSR": Family(SuperResolution, pictures, {}, kind="super-resolution", elsewhere=_at(12)),
-    "ESRGAN": Family(DenseResidual, pictures, {}, kind="super-resolution", elsewhere=_at(12)),
+    "VGG": Family(
+        Plain, pictures, {"features.0.0": 8, "features.2.0": 12, "classify.0": 20}, kind="plain", elsewhere=at(12)
+    ),
+    "ResNet": Family(
+        lambda: Residual(1),
+        pictures,
+        {
+            "stem.0": 8,
+            "first.0.narrow.0": 4,
+            "first.0.mix.0": 4,
+            "first.0.widen.0": 16,
+            "first.1.narrow.0": 4,
+            "first.1.mix.0": 4,
+            "second.narrow.0": 8,
+            "second.mix.0": 8,
+            "second.widen.0": 20,
+        },
+        kind="residual",
+        elsewhere=at(12),
+    ),
+    "ResNeXt": Family(
+        lambda: Residual(2),
+        pictures,
+        {
+            "stem.0": 8,
+            "first.0.narrow.0": 2,
+            "first.0.mix.0": 2,
+            "first.0.widen.0": 16,
+            "first.1.narrow.0": 2,
+            "first.1.mix.0": 2,
+            "second.narrow.0": 4,
+            "second.mix.0": 4,
+            "second.widen.0": 20,
+        },
+        kind="residual",
+        elsewhere=at(12),
+    ),
+    "RepVGG": Family(Rebuilt, pictures, {"stem.0": 8}, kind="residual", elsewhere=at(12)),
+    "selective kernels": Family(
+        Selective, pictures, {"stem.0": 8, "small.0": 8, "squeeze": 6}, kind="residual", elsewhere=at(12)
+    ),
+    "Res2Net": Family(Cascade, pictures, {"stem.0": 4, "parts.2.0": 4}, kind="residual", elsewhere=at(12)),
+    "Inception": Family(
+        _inception,
+        pictures,
+        {
+            "0.0": 6,
+            "1.one.0": 4,
+            "1.three.0.0": 3,
+            "1.three.1.0": 3,
+            "1.five.0.0": 2,
+            "1.five.1.0": 2,
+            "1.five.2.0": 2,
+            "1.pooled.0": 5,
+            "3.one.0": 3,
+            "3.three.0.0": 4,
+            "3.three.1.0": 4,
+            "3.five.0.0": 5,
+            "3.five.1.0": 5,
+            "3.five.2.0": 5,
+            "3.pooled.0": 2,
+        },
+        kind="inception",
+        elsewhere=at(12),
+    ),
+    "MobileNet": Family(
+        _mobile,
+        pictures,
+        {"0.0": 8, "1.widen.0": 16, "1.squeeze": 4, "2.widen.0": 12, "2.squeeze": 3, "3.0": 20},
+        kind="depthwise, squeeze-excite",
+        elsewhere=at(12),
+    ),
+    "ShuffleNet": Family(
+        _shuffle, pictures, {"0.0": 4, "1.first.0": 3, "2.first.0": 4}, kind="shuffle", elsewhere=at(12)
+    ),
 }

@@ -212,7 +212,10 @@ class TwoTowers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.users, self.items = nn.Embedding(9, 8), nn.Embedding(11, 8)
-        self.deep, self.head = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 6), nn.ReLU()), nn.Linear(14, 1)
+        self.deep, self.head = (
+            nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 6), nn.ReLU()),
+            nn.Linear(14, 1),
+        )
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         one, two = self.users(users), self.items(items)
@@ -229,17 +232,40 @@ def _stepped(size: int):
 
 
 FAMILIES = {
-    "WaveNet": Family(WaveNet, features(2, 12), {}, kind="1-D audio", elsewhere=features(2, 17)),
-    "Conv-TasNet": Family(Separator, features(1, 16), {}, kind="1-D audio", elsewhere=features(1, 24)),
-    "HiFi-GAN": Family(Vocoder, features(5, 6), {}, kind="1-D audio", elsewhere=features(5, 9)),
-    "Conformer": Family(Conformer, features(7, 6), {}, kind="1-D audio", elsewhere=features(9, 6)),
-    "R(2+1)D": Family(Video, features(3, 4, 6, 6), {}, kind="3-D", elsewhere=features(3, 5, 8, 8)),
-    "V-Net": Family(Volume, features(1, 4, 4, 4), {}, kind="3-D", elsewhere=features(1, 6, 6, 6)),
-    "VAE of pictures": Family(PictureVae, pictures, {}, kind="VAE"),
-    "DCGAN, generator": Family(Generator, features(6), {}, kind="GAN"),
-    "DCGAN, discriminator": Family(_discriminator, pictures, {}, kind="GAN"),
-    "StyleGAN": Family(Styled, features(5), {}, kind="GAN"),
-    "diffusion": Family(Diffusion, _stepped(8), {}, kind="diffusion", elsewhere=_stepped(12)),
-    "FNO": Family(Fourier, features(2, 10), {}, kind="FNO", elsewhere=features(2, 16)),
-    "two towers": Family(TwoTowers, _numbers, {}, kind="recommendation"),
+    "WaveNet": Family(
+        WaveNet,
+        features(2, 12),
+        {"embed": 8, "dilated.0": 6, "dilated.1": 6, "dilated.2": 6, "skip.0": 10, "mix": 12},
+        kind="1-D audio",
+        elsewhere=features(2, 17),
+    ),
+    "Conv-TasNet": Family(
+        Separator,
+        features(1, 16),
+        {"frames": 10, "narrow": 6, "widen": 12},
+        kind="1-D audio",
+        elsewhere=features(1, 24),
+    ),
+    "HiFi-GAN": Family(Vocoder, features(5, 6), {"pre": 12, "up": 8}, kind="1-D audio", elsewhere=features(5, 9)),
+    "Conformer": Family(
+        Conformer, features(7, 6), {"embed": 10, "up": 16, "point": 10}, kind="1-D audio", elsewhere=features(9, 6)
+    ),
+    "R(2+1)D": Family(
+        Video, features(3, 4, 6, 6), {"stem": 8, "space": 10}, kind="3-D", elsewhere=features(3, 5, 8, 8)
+    ),
+    "V-Net": Family(Volume, features(1, 4, 4, 4), {"first": 6, "down": 10}, kind="3-D", elsewhere=features(1, 6, 6, 6)),
+    "VAE of pictures": Family(PictureVae, pictures, {"down.0": 8, "down.2": 12, "start": 12, "up.0": 8}, kind="VAE"),
+    "DCGAN, generator": Family(Generator, features(6), {"up.0": 16, "up.3": 8}, kind="GAN"),
+    "DCGAN, discriminator": Family(_discriminator, pictures, {"0": 8, "2": 12}, kind="GAN"),
+    "StyleGAN": Family(Styled, features(5), {"style": 8, "map.0": 12, "map.2": 10, "conv": 6}, kind="GAN"),
+    "diffusion": Family(
+        Diffusion,
+        _stepped(8),
+        {"time": 12, "embed": 8, "conv1": 12},
+        multiple_of={"embed": 4, "conv1": 4},
+        kind="diffusion",
+        elsewhere=_stepped(12),
+    ),
+    "FNO": Family(Fourier, features(2, 10), {"lift": 8, "short": 8, "mix": 12}, kind="FNO", elsewhere=features(2, 16)),
+    "two towers": Family(TwoTowers, _numbers, {"users": 8, "deep.0": 12, "deep.2": 6}, kind="recommendation"),
 }

@@ -163,7 +163,7 @@ class Probe:
         """`changed` under permutations of the axes {name: (nodes, blocks)}, which leave blocks whole.
 
         Orders that change nothing are a group. Two are tried, of which all others are made: all channels moved on by
-        one, and a random order, or, for few channels, where that may respect by chance what it should not, two exchanged.
+        one, and a random order; for few channels, where that may respect by chance what it should not, two exchanged.
         """
         worst = 0.0
         for draw in (0, 1):
