@@ -20,7 +20,7 @@ def _hub(
     config: str,
     inputs: Any = None,
     other: Any = None,
-    axes: tuple = (),
+    axes: Any = None,
     kwargs: Any = None,
     **sizes: Any,
 ) -> Architecture:
@@ -32,7 +32,12 @@ def _hub(
         return getattr(transformers, name)(made)
 
     return Architecture(
-        kind, make, inputs or tokens(12), other or tokens(17), kwargs or (lambda batch: {"use_cache": False}), axes
+        kind,
+        make,
+        inputs or tokens(12),
+        other or tokens(17),
+        kwargs or (lambda batch: {"use_cache": False}),
+        axes or {},
     )
 
 

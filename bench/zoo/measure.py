@@ -5,8 +5,8 @@ from __future__ import annotations
 import fnmatch
 import pickle
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,8 +31,8 @@ class Architecture:
     inputs: Callable[[int], tuple]
     elsewhere: Callable[[int], tuple] | None = None
     kwargs: Callable[[int], dict[str, Any]] = lambda batch: {}
-    axes: tuple[str, ...] = ()
-    """Patterns of names of axes that must be found."""
+    axes: Mapping[str, int] = field(default_factory=dict)
+    """Patterns of names of axes that must be found, and their sizes (0: whatever they are)."""
 
 
 @dataclass
@@ -87,7 +87,7 @@ def _measure(row: Row, architecture: Architecture) -> None:
     model = inn.convert(net, example, kwargs, permute=False)
     row.seconds = time.thread_time() - start
     row.axes, row.share = len(model.axes), share_of(model.found, net)
-    row.missing = ", ".join(p for p in architecture.axes if not fnmatch.filter(model.axes, p))
+    row.missing = ", ".join(p for p, size in architecture.axes.items() if not _has(model.found, p, size))
     given = (architecture.elsewhere or architecture.inputs)(OTHER), architecture.kwargs(OTHER)
     want = outputs(net, *given)
     if not any(varies(t) for t in want):
@@ -102,6 +102,10 @@ def _measure(row: Row, architecture: Architecture) -> None:
     train(model, *given)
     train(small, *given)
     row.trains = 1
+
+
+def _has(found: AxisSet, pattern: str, size: int) -> bool:
+    return any(size in (0, found.specs[name].nodes) for name in fnmatch.filter(found.specs, pattern))
 
 
 @torch.no_grad()

@@ -23,6 +23,6 @@ def ours() -> dict[str, Architecture]:
         for name, family in importlib.import_module(f"zoo.{room}").FAMILIES.items():
             make = functools.partial(zoo.build, family)
             found[name] = Architecture(
-                family.kind or room, make, family.inputs, family.elsewhere, family.kwargs, tuple(family.axes)
+                family.kind or room, make, family.inputs, family.elsewhere, family.kwargs, family.axes
             )
     return found
