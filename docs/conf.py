@@ -38,6 +38,7 @@ PAGES = (
     "docs/api",
     "docs/coming_from",
     "docs/support",
+    "docs/zoo",
     "docs/design",
     "docs/numerics",
     "docs/paper",

@@ -112,6 +112,7 @@ def calls(w):
         "convert": (inn.convert, {"net": w.net, "example_inputs": IMAGES}),
         "find_axes": (inn.find_axes, {"net": w.net, "example_inputs": IMAGES}),
         "AxisSet.ties_of": (w.model.found.ties_of, {"name": "conv"}),
+        "AxisSet.draw": (w.model.found.draw, {"path": "/dev/null"}),
         "IntegralNetwork.resize": (w.model.resize, {"size": {"conv": 6, "last": 5}}),
         "IntegralNetwork.resample": (w.model.resample, {"generator": w.generator}),
         "IntegralNetwork": (inn.IntegralNetwork, {"net": w.layers["IntegralLinear"]}),
@@ -285,6 +286,7 @@ BAD = {
     },
     "find_axes": CONVERT,
     "AxisSet.ties_of": {"name": {ValueError: ["absent", 3, None]}},
+    "AxisSet.draw": {"path": {TypeError: [3, None, ["a.svg"]], ValueError: ["/absent/a.svg", "/"]}},
     "IntegralNetwork.resize": {"size": {**SIZES, TypeError: [*SIZES[TypeError], None]}, "optimizer": OPTIMIZER},
     "IntegralNetwork.resample": {
         "generator": GENERATOR, "seed": STEP_SEED, "optimizer": OPTIMIZER,

@@ -18,6 +18,8 @@ UNCHECKED = {
     "AxisSet": "a record that find_axes makes",
     "ConversionError": "an exception",
     "Count": "a record that count makes",
+    "LayerChange": "a record that convert makes",
+    "LayerChanges": "a record that convert makes",
     "Report": "a record that convert makes",
     "Axis.get_extra_state": "nn.Module asks",
     "Axis.set_extra_state": "nn.Module asks",

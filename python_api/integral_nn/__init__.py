@@ -19,6 +19,7 @@ from integral_nn.layers.axis import Axis
 from integral_nn.layers.conv import IntegralConv1d, IntegralConv2d, IntegralConv3d
 from integral_nn.layers.linear import IntegralLinear
 from integral_nn.networks.capacity import capacity, spectrum
+from integral_nn.networks.changes import LayerChange, LayerChanges
 from integral_nn.networks.convert import Report, convert
 from integral_nn.networks.count import Count, count
 from integral_nn.networks.network import IntegralNetwork
@@ -43,6 +44,8 @@ __all__ = [
     "IntegralConv3d",
     "IntegralLinear",
     "IntegralNetwork",
+    "LayerChange",
+    "LayerChanges",
     "Report",
     "Snapshots",
     "capacity",

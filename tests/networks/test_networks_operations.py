@@ -114,3 +114,11 @@ def test_one_example_is_enough():
         torch.manual_seed(seed)
         net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 2))
         assert set(inn.find_axes(net, torch.zeros(1, 4)).specs) == {"0", "2"}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_few_channels_pass_no_proof_by_chance(seed):
+    """Channels in groups: of the orders of four, a third leave the groups what they are."""
+    net = nn.Sequential(nn.Conv1d(3, 4, 1), nn.Conv1d(4, 4, 1, groups=2), nn.ReLU(), nn.Conv1d(4, 2, 1))
+    found = inn.find_axes(net, torch.ones(2, 3, 5), seed=seed)
+    assert {name: spec.nodes for name, spec in found.specs.items()} == {"0": 2, "1": 2}

@@ -12,13 +12,18 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture, its inputs for so many examples, and its continuous axes with their sizes."""
+    """An architecture, its inputs for so many examples, and its continuous axes with their sizes.
+
+    `elsewhere`: inputs of another size than those it is converted with, where it takes them.
+    """
 
     make: Callable[[], nn.Module]
     inputs: Callable[[int], tuple]
     axes: dict[str, int]
     kwargs: Callable[[int], dict[str, Any]] = lambda batch: {}
     multiple_of: dict[str, int] = field(default_factory=dict)
+    kind: str = ""
+    elsewhere: Callable[[int], tuple] | None = None
 
 
 def pictures(batch: int, size: int = 8, channels: int = 3) -> tuple[Tensor]:

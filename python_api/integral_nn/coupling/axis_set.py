@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from integral_nn.coupling.drawing import Layers, Part, svg
 from integral_nn.coupling.proof import OutputTie
+from integral_nn.coupling.work import in_columns, total
 from integral_nn.functional import checks
 from integral_nn.layers.channels import Tie
 from integral_nn.layers.numbers import Number
@@ -46,6 +50,7 @@ class AxisSet:
         numbers: attributes of modules that count channels.
         unused: parameters that nothing was seen to use, in eval mode or in training; their sizes stay.
         parameters: the number of elements of every parameter.
+        multiply_adds: in one call, by the name of the weight of a linear layer or convolution.
     """
 
     specs: dict[str, AxisSpec]
@@ -55,6 +60,7 @@ class AxisSet:
     numbers: list[Number] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     parameters: dict[str, int] = field(default_factory=dict)
+    multiply_adds: dict[str, int] = field(default_factory=dict)
 
     def ties_of(self, name: str) -> list[Tie]:
         """The dimensions that run along axis `name`."""
@@ -62,18 +68,54 @@ class AxisSet:
         return [tie for tie in self.ties if name in tie.axes]
 
     def __str__(self) -> str:
-        """A row an axis: its name, size, the dimensions it ties and the parameters in the tensors that have them."""
-        rows = [("axis", "size", "ties", "parameters")]
+        """A row an axis: name, size, the dimensions it ties, parameters and multiply-adds of the tensors with them."""
+        rows = [("axis", "size", "ties", "parameters", "multiply-adds")]
         for name, spec in self.specs.items():
             ties = self.ties_of(name)
-            count = sum(self.parameters.get(tensor, 0) for tensor in {tie.tensor for tie in ties})
+            tensors = {tie.tensor for tie in ties}
             listed = ", ".join(f"{tie.tensor}[{tie.dim}]" for tie in ties[:_LISTED])
             more = f" and {len(ties) - _LISTED} more" if len(ties) > _LISTED else ""
             step = f" ({spec.multiple_of} x {spec.nodes // spec.multiple_of})" if spec.multiple_of > 1 else ""
-            rows.append((name, f"{spec.nodes}{step}", listed + more, f"{count:,}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0])) for row in rows]
-        return "\n".join([line.rstrip() for line in lines] + self._remarks())
+            counts = (f"{total(self.parameters, tensors):,}", f"{total(self.multiply_adds, tensors):,}")
+            rows.append((name, f"{spec.nodes}{step}", listed + more, *counts))
+        return "\n".join(in_columns(rows) + self._remarks())
+
+    def draw(self, path: str | os.PathLike) -> None:
+        """Write a picture of the axes: layers as rows, the dimensions of their weights as bars, an axis a colour.
+
+        Args:
+            path: of an SVG file, which is written anew.
+
+        Raises:
+            TypeError: not a path.
+            ValueError: a path in a folder that there is not, or that of a folder.
+
+        >>> import torch, integral_nn as inn
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+        >>> inn.find_axes(net, torch.zeros(1, 4)).draw("/tmp/axes.svg")
+        """
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"path must be a str or a path, got {type(path).__name__}")
+        target = Path(path)
+        if not target.parent.is_dir() or target.is_dir():
+            raise ValueError(f"path must name a file in a folder that there is, got {str(path)!r}")
+        target.write_text(svg(self._layers(), self.specs))
+
+    def _layers(self) -> Layers:
+        """Dimensions of each layer's tensor that has most of them, as parts along axes; kernels' are left out."""
+        dims: dict[str, dict[int, list[Part]]] = {}
+        for tie in self.ties:
+            parts = [Part(s.axis, s.size) for s in tie.layout.segments] * tie.layout.outer
+            dims.setdefault(tie.tensor, {})[tie.dim] = [p._replace(size=p.size * tie.layout.inner) for p in parts]
+        for d in self.discrete:
+            dims.setdefault(d.tensor, {})[d.dim] = [Part(None, d.size)]
+        layers: dict[str, list[list[Part]]] = {}
+        for tensor, by_dim in dims.items():
+            layer = tensor.rpartition(".")[0] or tensor
+            found = [by_dim[d] for d in sorted(by_dim)]
+            if not tensor.startswith("input:") and len(found) > len(layers.get(layer, [])):
+                layers[layer] = found
+        return layers
 
     def summary(self) -> str:
         """A table of the axes and what they tie, then the discrete dimensions and why."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Union
 
 import torch
@@ -16,6 +17,7 @@ from integral_nn.coupling.plain import plain_copy
 from integral_nn.coupling.proof import fast_paths_off
 from integral_nn.coupling.search import Search
 from integral_nn.coupling.symbolic import trace_sizes
+from integral_nn.coupling.work import multiply_adds_of
 from integral_nn.functional import checks
 from integral_nn.layers.axis import Axis
 
@@ -49,7 +51,7 @@ def find_axes(
         seed: of the random weights and orders of the proof.
 
     Returns:
-        What `convert` would make continuous; `print` shows a table, `summary()` every dimension.
+        What `convert` would make continuous; `print` shows a table, `summary()` every dimension, `draw` a picture.
 
     Raises:
         ConversionError: the network cannot be traced or run; the message names the operation.
@@ -81,7 +83,8 @@ def find_axes_of(
     sizes = _traced(net, inputs, tensors, places)
     shapes = {**{n: tuple(t.shape) for n, t in tensors.items()}}
     shapes |= {f"input:{i}": tuple(x.shape) for i, x in enumerate(inputs.leaves()) if isinstance(x, Tensor)}
-    return Search(net, inputs, sizes, shapes, ignore, only, continuous_outputs, seed).run()
+    found = Search(net, inputs, sizes, shapes, ignore, only, continuous_outputs, seed).run()
+    return replace(found, multiply_adds=multiply_adds_of(net, inputs))
 
 
 def _traced(net: nn.Module, inputs: Inputs, tensors: dict[str, Tensor], places: list[Place]) -> SymbolicSizes:

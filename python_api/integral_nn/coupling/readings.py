@@ -67,6 +67,7 @@ class Meanings:
             return [Segment(None, int(c) * self.hints[symbol])]
         grain = self.grain.get(symbol, 1)
         pairs = [(outer * grain, inner) for outer, inner in _factors(int(c))]
+        pairs += [pair for pair in _factors(int(c) * grain) if pair not in pairs]  # channels dealt out to groups
         return [Segment(symbol, self.nodes(symbol), outer, inner) for outer, inner in pairs]
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from integral_nn.coupling.equations import Place
 from integral_nn.layers.module_sizes import depthwise
 
-_PER_CHANNEL = (nn.Embedding, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
+_PER_CHANNEL = (nn.Embedding, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
 
 
 def usual_role(owner: nn.Module | None, place: Place, rank: int) -> tuple[bool, bool]:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import sympy
@@ -25,16 +24,15 @@ from integral_nn.coupling.axis_set import AxisSet, AxisSpec, Discrete
 from integral_nn.coupling.calls import Inputs
 from integral_nn.coupling.equations import Place, SymbolicSizes
 from integral_nn.coupling.groups import failing
-from integral_nn.coupling.proof import OutputTie, Probe
-from integral_nn.coupling.readings import Meanings, readable, terms_of
-from integral_nn.coupling.roles import usual_role
-from integral_nn.layers.channels import Layout, Segment, Tie
-from integral_nn.layers.numbers import Number
+from integral_nn.coupling.hypotheses import Hypotheses
+from integral_nn.coupling.proof import Probe
+from integral_nn.coupling.readings import terms_of
+from integral_nn.layers.channels import Tie
 
 _MOST_HYPOTHESES, _MOST_FLIPS = 128, 6
 
 
-class Search:
+class Search(Hypotheses):
     """The state of a search: hypotheses still held, and what was found out."""
 
     def __init__(
@@ -48,85 +46,9 @@ class Search:
         continuous_outputs: bool,
         seed: int,
     ) -> None:
-        self.sizes, self.shapes, self.ignore, self.only = sizes, shapes, ignore, only
+        super().__init__(net, sizes, shapes, continuous_outputs)
+        self.ignore, self.only = ignore, only
         self.net, self.inputs, self.seed = net, inputs, seed
-        self.modules = dict(net.named_modules())
-        self.discrete: dict[str, str] = {}  # symbol -> why
-        self.grain: dict[str, int] = {}  # symbol -> copies of a smaller axis
-        self.blocks: dict[str, int] = {}
-        self.choice: dict[str, int] = {}  # raw size -> which of its candidate layouts
-        self.fixed: dict[str, str] = {}  # raw size -> the symbol whose search settled its layout
-        self.flipped: dict[Place, bool] = {}
-        self.roles: dict[tuple[type, str, int], bool] = {}  # of a dimension of a kind of module, where one was found
-        self.rank = {place: n for n, place in enumerate(sizes.places)}
-        self.symbols: dict[str, sympy.Symbol] = {}  # as the network's parameters come
-        self.places_of: dict[str, list[Place]] = {}
-        for place, expr in sizes.places.items():
-            for symbol in sorted(expr.free_symbols, key=str):
-                self.symbols[str(symbol)] = symbol
-                self.places_of.setdefault(str(symbol), []).append(place)
-        for symbol in self.symbols.values():
-            if sizes.hints[symbol] < 2:
-                self.discrete[str(symbol)] = "it has a single channel"
-        for expr in sizes.places.values():
-            if not readable(expr):
-                for symbol in expr.free_symbols:
-                    self.discrete[str(symbol)] = f"its size enters another as {expr}"
-        uses = Counter({s: len(places) for s, places in self.places_of.items()})
-        uses.update(str(s) for _, _, expr in sizes.outputs for s in expr.free_symbols)
-        for (module, attribute, _), expr in sizes.numbers.items():
-            if not readable(expr):
-                for symbol in expr.free_symbols:
-                    self.discrete[str(symbol)] = f"{attribute} of module {module!r} depends on it as {expr}"
-        self.discrete |= {s: "nothing else has its size" for s in self.symbols if uses[s] == 1}
-        self.output_exprs = sizes.outputs if continuous_outputs else []
-        if not continuous_outputs:
-            for _, _, expr in sizes.outputs:
-                for symbol in expr.free_symbols:
-                    self.discrete[str(symbol)] = "it is a size of the network's outputs"
-        self.meanings = Meanings(sizes, self.discrete, self.grain)
-
-    # layouts ---------------------------------------------------------------------------------------------------
-
-    def layout(self, place: Place) -> Layout:
-        key = self.sizes.raw[place]
-        found = self.meanings.candidates(self.sizes.places[place])
-        return found[min(self.choice.get(key, 0), len(found) - 1)]
-
-    def ties(self, symbols: Iterable[str]) -> list[Tie]:
-        """The dimensions along any of `symbols`, every other axis taken as constant."""
-        live = set(symbols)
-        keep: dict[str, str | None] = {s: s for s in live}
-        places = sorted({place for s in live for place in self.places_of[s]}, key=self.rank.__getitem__)
-        return [Tie(*place, self.layout(place).renamed(keep), self.integrated(place)) for place in places]
-
-    def output_ties(self, symbols: Iterable[str]) -> list[OutputTie]:
-        live = {s: s for s in symbols}
-        return [(i, d, self.meanings.candidates(e)[0].renamed(live)) for i, d, e in self.output_exprs]
-
-    def numbers(self, symbols: Iterable[str]) -> list[Number]:
-        """The numbers in modules that count channels of any of `symbols`."""
-        live = set(symbols)
-        found = []
-        for place, expr in self.sizes.numbers.items():
-            if live & {str(s) for s in expr.free_symbols}:
-                parts = tuple(self._counted(c, s) for c, s in terms_of(expr))
-                found.append(Number(place, Layout(parts).renamed({s: s for s in live})))
-        return found
-
-    def _counted(self, copies: int, symbol: str | None) -> Segment:
-        if symbol is None:
-            return Segment(None, copies)
-        return Segment(symbol, self.meanings.nodes(symbol), copies * self.grain.get(symbol, 1))
-
-    # roles -----------------------------------------------------------------------------------------------------
-
-    def integrated(self, place: Place) -> bool:
-        return self.flipped.get(place, self._usual_role(place)[0])
-
-    def _usual_role(self, place: Place) -> tuple[bool, bool]:
-        owner = place[0].rpartition(".")[0]
-        return usual_role(self.modules.get(owner), place, len(self.shapes[place[0]]))
 
     # the search ------------------------------------------------------------------------------------------------
 
@@ -135,9 +57,12 @@ class Search:
         live = [s for s in self.symbols if s not in self.discrete]
         if live:
             self.probe = Probe(self.net, self.inputs, self.seed, self.sizes.trains)
-            for symbol in list(failing(live, lambda some: self.permutes(some))):
-                if not self.search_layout(symbol):
-                    self.discrete[symbol] = "no layout was found in which its channels can be reordered"
+            kinds: dict[tuple, list[str]] = {}
+            for symbol in live:
+                kinds.setdefault(self._kind(symbol), []).append(symbol)
+            groups = list(kinds.values())
+            for group in list(failing(groups, lambda some: self.permutes(list(itertools.chain(*some))))):
+                self.lay_out(group)
             live = [s for s in live if s not in self.discrete]
             # Twice, and differently: sizes that must keep a ratio to each other would pass if all were doubled.
             halves = [live[::2], live[1::2]]
@@ -175,23 +100,66 @@ class Search:
         """Whether an axis takes another size, whatever the roles of its dimensions."""
         return self.refines([symbol]) or self.search_roles(symbol)
 
+    def lay_out(self, group: Sequence[str]) -> None:
+        """Find layouts for symbols of a kind, which fail together: the first one's for the others, if it does."""
+        first, *rest = group
+        if not (rest and self.permutes([first])):
+            self._must_be_laid_out(first)
+        for symbol in rest if first in self.grain else ():
+            self.blocks[symbol], self.grain[symbol] = self.blocks[first], self.grain[first]
+            pairs = list(zip(self._sizes_of(first), self._sizes_of(symbol)))
+            self.choice.update({key: self.choice[like] for like, key in pairs if like in self.choice})
+        for symbol in list(failing(rest, self.permutes)):
+            if symbol in self.grain:
+                self.blocks.pop(symbol), self.grain.pop(symbol)
+                for key in self._sizes_of(symbol):
+                    self.choice.pop(key, None)
+            if not (first in self.grain and self.permutes([symbol])):
+                self._must_be_laid_out(symbol)
+
+    def _must_be_laid_out(self, symbol: str) -> None:
+        if not self.search_layout(symbol):
+            self.discrete[symbol] = "no layout was found in which its channels can be reordered"
+
+    def _sizes_of(self, symbol: str) -> dict[str, sympy.Expr]:
+        """The raw sizes that a symbol enters and may still lay out, with what they are."""
+        places = ((p, e) for p, e in self.sizes.places.items() if self.symbols[symbol] in e.free_symbols)
+        found = {self.sizes.raw[place]: expr for place, expr in places}
+        return {key: expr for key, expr in found.items() if self.fixed.get(key, symbol) == symbol}
+
+    def _kind(self, symbol: str) -> tuple:
+        """Alike for symbols that run in the same way along tensors of the same kinds of modules."""
+        where = set()
+        for tensor, dim in self.places_of[symbol]:
+            owner, _, leaf = tensor.rpartition(".")
+            terms = self._terms(self.sizes.places[tensor, dim], symbol)
+            where.add((type(self.modules.get(owner)).__name__, leaf, dim, terms))
+        return self.step(symbol), tuple(sorted(where))
+
+    def _terms(self, expr: sympy.Expr, symbol: str) -> tuple:
+        """A size as a sum of so many of this symbol, of others, and of a constant."""
+        return tuple(sorted((c, "" if s is None else "own" if s == symbol else "other") for c, s in terms_of(expr)))
+
     def search_layout(self, symbol: str, also: Callable[[str], bool] = lambda symbol: True) -> bool:
         """Try what else the sizes can mean: other layouts, then channels in blocks, then copies of a smaller axis."""
-        expr_of = {self.sizes.raw[p]: e for p, e in self.sizes.places.items() if self.symbols[symbol] in e.free_symbols}
+        expr_of = self._sizes_of(symbol)
         k = self.step(symbol)
         shapes = [(1, 1)] + ([(k, 1), (1, k)] if k > 1 else [])
+        copies = {c for expr in expr_of.values() for c, s in terms_of(expr) if s == symbol and c > 1}
+        shapes += [(1, c) for c in sorted(copies - {k}) if self.meanings.hints[symbol] % c == 0]
         saved = dict(self.choice)
         tried = 0
         for blocks, grain in shapes:
             self.blocks[symbol], self.grain[symbol] = blocks, grain
-            keys = [key for key in expr_of if self.fixed.get(key, symbol) == symbol]
-            for picks in self._picks([expr_of[key] for key in keys]):
+            known = tuple(self.liked.get(self._terms(e, symbol), 0) for e in expr_of.values())
+            for picks in itertools.chain([known] if any(known) else [], self._picks(list(expr_of.values()))):
                 tried += 1
                 if tried > _MOST_HYPOTHESES:
                     break
-                self.choice.update(zip(keys, picks))
+                self.choice.update(zip(expr_of, picks))
                 if self.permutes([symbol]) and also(symbol):
-                    self.fixed |= {key: symbol for key in keys}
+                    self.liked.update({self._terms(e, symbol): pick for e, pick in zip(expr_of.values(), picks)})
+                    self.fixed |= dict.fromkeys(expr_of, symbol)
                     return True
         self.choice = saved
         self.blocks.pop(symbol), self.grain.pop(symbol)
@@ -229,23 +197,30 @@ class Search:
     def check_influence(self, live: list[str]) -> None:
         """Make axes discrete whose channels the outputs hardly depend on: nothing was proved of them.
 
-        A rectifier that is off hides a channel from one input, so a few are tried.
+        A rectifier that is off hides a channel from one input, so a few are tried. A tensor that no output is made of
+        (the residual of a last block that only its skip connection leaves) may have any layout, and is tied all the
+        same.
         """
         ties = [(t, s) for t in self.ties(live) for s in t.axes if len(self.shapes[t.tensor]) > 1]
+        own = dict(self.net.named_parameters())
         total: dict[str, Tensor] = {}
         for draw in range(6):
             found = self.probe.gradients(fresh_inputs=draw > 0)
             if found is None:
                 return
-            total = {n: torch.nan_to_num(g) + total.get(n, 0) for n, g in found.items()}
-            weak = [(t, s) for t, s in ties if t.tensor in total and not self._influential(total[t.tensor], t, s)]
+            total |= {n: torch.nan_to_num(g) + total.get(n, 0) for n, g in found.items()}
+            weak = [(t, s) for t, s in ties if t.tensor in own and not self._influential(total.get(t.tensor), t, s)]
             if not weak:
                 return
+        dead = {t.tensor: self.probe.dead(t.tensor) for t, _ in weak if t.tensor not in total}
         for tie, symbol in weak:
-            self.discrete[symbol] = f"the outputs do not depend on {tie.tensor}, so nothing can be proved of it"
+            if not dead.get(tie.tensor):
+                self.discrete[symbol] = f"the outputs do not depend on {tie.tensor}, so nothing can be proved of it"
 
-    def _influential(self, strength: Tensor, tie: Tie, symbol: str) -> bool:
+    def _influential(self, strength: Tensor | None, tie: Tie, symbol: str) -> bool:
         """Whether the outputs depend on a quarter of a tensor's channels or more."""
+        if strength is None:
+            return False
         channels = torch.cat(tie.layout.channels(strength, tie.dim, symbol), 1).sum(1)
         return int((channels > 1e-10).sum()) >= max(self.meanings.nodes(symbol) / 4, 1)
 

@@ -9,7 +9,7 @@ takes a time that grows with the square of a network's depth. Here an answer cos
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
@@ -105,7 +105,7 @@ class SizeEnv(_ShapeEnv):
         zero = self.replace(_expanded(zero))
         if zero.is_number or self.at_full_size(zero) != 0:
             return
-        solved = linear_solution(zero)
+        solved = linear_solution(zero, self.hints)
         if solved is None:
             self.unsolved.append(zero)
         else:
@@ -170,11 +170,17 @@ class SizeEnv(_ShapeEnv):
         self.equate(one - other)
 
 
-def linear_solution(zero: sympy.Expr) -> tuple[sympy.Symbol, sympy.Expr] | None:
-    """(symbol, value) with  coefficient * symbol + rest = 0, a value with whole coefficients, best all positive."""
+def linear_solution(
+    zero: sympy.Expr, hints: Mapping[sympy.Symbol, int] | None = None
+) -> tuple[sympy.Symbol, sympy.Expr] | None:
+    """(symbol, value) with  coefficient * symbol + rest = 0, a value with whole coefficients, best all positive.
+
+    Where none is, that of the largest symbol (`hints` has sizes), which is a sum of others rather than a difference.
+    """
     terms = zero.as_coefficients_dict()
     alone = {term: c for term, c in terms.items() if term.is_Symbol}
     elsewhere = {s for term in terms if term not in alone for s in term.free_symbols}
+    sizes = hints or {}
     best = None
     for symbol in sorted(alone.keys() - elsewhere, key=str):
         coefficient = alone[symbol]
@@ -183,7 +189,8 @@ def linear_solution(zero: sympy.Expr) -> tuple[sympy.Symbol, sympy.Expr] | None:
         value = sympy.Add(*(-c / coefficient * term for term, c in terms.items() if term is not symbol))
         if all(c / coefficient <= 0 for term, c in terms.items() if term is not symbol):
             return symbol, value
-        best = best or (symbol, value)
+        if best is None or sizes.get(symbol, 0) > sizes.get(best[0], 0):
+            best = symbol, value
     return best
 
 

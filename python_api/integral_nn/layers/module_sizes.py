@@ -17,7 +17,7 @@ _OF_KIND: dict[Any, tuple[str, ...]] = {
     nn.Bilinear: ("in1_features", "in2_features", "out_features"),
     _NORM: ("num_features",),
     nn.GroupNorm: ("num_channels",),
-    nn.LayerNorm: ("normalized_shape",),
+    (nn.LayerNorm, nn.RMSNorm): ("normalized_shape",),
     nn.PReLU: ("num_parameters",),
     (nn.Embedding, nn.EmbeddingBag): ("num_embeddings", "embedding_dim"),
 }
@@ -45,7 +45,7 @@ def _numbers(module: nn.Module, shape: Shape) -> dict[str, Any]:
         return {"out_features": shape[0], "in_features": shape[1]}
     if isinstance(module, nn.Bilinear):
         return dict(zip(("out_features", "in1_features", "in2_features"), shape))
-    if isinstance(module, nn.LayerNorm):
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         return {"normalized_shape": tuple(shape)}
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return {"num_embeddings": shape[0], "embedding_dim": shape[1]}

@@ -26,6 +26,7 @@ from integral_nn.layers.channels import Tie
 from integral_nn.layers.numbers import counted_attributes
 from integral_nn.layers.rule import Rule
 from integral_nn.layers.sampled import sample_from_nodes
+from integral_nn.networks.changes import LayerChanges
 from integral_nn.networks.network import IntegralNetwork
 from integral_nn.networks.nodes import nodes_from
 from integral_nn.networks.norms import fold_norms
@@ -37,7 +38,7 @@ _EXACT = ("trapezoid", "midpoint", "cells")
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did, and how exactly."""
+    """What a conversion did and how exactly, and what the network's sizes make of it now. Printed, all of that."""
 
     error: float
     """Largest difference of outputs at full size, relative to the largest output."""
@@ -46,6 +47,8 @@ class Report:
     reordered: dict[str, Reordering] = field(default_factory=dict)
     computed: list[str] = field(default_factory=list)
     """Layers that computed their weight in forward, and are ordinary ones with what they computed now."""
+    changes: LayerChanges | None = None
+    """Every layer at full size and at the current ones: shapes, parameters, multiply-adds."""
 
     def __str__(self) -> str:
         lines = [f"relative error of the outputs at full size: {self.error:.1e}"]
@@ -56,6 +59,8 @@ class Report:
         for name, r in self.reordered.items():
             share = r.after / r.before if r.before else 1.0
             lines.append(f"  {name}: total variation {r.before:.4g} -> {r.after:.4g} ({share:.0%})")
+        if self.changes is not None and len(set(self.changes.parameters)) > 1:
+            lines += ["from full size to the current one:", str(self.changes)]
         return "\n".join(lines)
 
 
@@ -113,7 +118,8 @@ def convert(
 
     Returns:
         An `IntegralNetwork` in the mode (train or eval) of `net`; `print(model.axes)` shows what is continuous and what
-        is not, `model.report` how exact the conversion is and what the new order saves.
+        is not, `model.report` how exact the conversion is, what the new order saves and, after a resize, each layer's
+        shape, parameters and multiply-adds before and after.
 
     Raises:
         ConversionError: the network cannot be traced or run, has no continuous axis, or its outputs would change; the
@@ -165,6 +171,7 @@ def convert(
     exact = all(axes[name].nodes == spec.nodes for name, spec in found.specs.items())
     if not exact:
         found = _with_nodes(found, axes)
+    changes = LayerChanges(plain, found, axes)
     _sample_all(plain, tensors, found, axes, scales)
     model = IntegralNetwork(plain, found, axes)
     error = output_error(net, model, inputs, found, orders if continuous_inputs or continuous_outputs else {})
@@ -173,7 +180,7 @@ def convert(
             f"the outputs at full size differ by {error:.1e} of the largest output, more than tolerance={tolerance:g}; "
             "if the network amplifies rounding that much, convert it in float64 or raise the tolerance"
         )
-    model.report = Report(error, folded, reordered, computed)
+    model.report = Report(error, folded, reordered, computed, changes)
     return model.train(net.training)
 
 

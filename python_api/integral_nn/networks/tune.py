@@ -216,7 +216,7 @@ def _check_loss(loss: object, step: int) -> None:
 def _extras(model: IntegralNetwork, also: list[str]) -> list[nn.Parameter]:
     """Biases, and the affine parameters of norms."""
     found = []
-    norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+    norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
     for module in model.net.modules():
         for name, p in module.named_parameters(recurse=False):
             is_norm = isinstance(module, norms)
