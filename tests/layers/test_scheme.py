@@ -174,6 +174,25 @@ def test_copies_keep_nothing_of_the_model() -> None:
         assert not torch.equal(twin.sampled()["3.weight"], model.sampled()["3.weight"])
 
 
+def test_only_norms_in_training_move_their_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others keep theirs to the last bit; those that move are brought back together as they are one by one."""
+    found = []
+    x = torch.randn(4, 3, 6, 6)
+    for joined in (True, False):
+        monkeypatch.setattr(scheme, "can_join", scheme.can_join if joined else lambda *_: False)
+        model = network()
+        model.resize(0.75)
+        model.train()
+        model.net[1].eval()
+        before = {name: value.clone() for name, value in model.net.named_buffers()}
+        model(x)
+        found.append(dict(model.net.named_buffers()))
+        for name, value in found[-1].items():
+            assert torch.equal(value, before[name]) == (not name.startswith("4.")), name
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name])
+
+
 def test_functional_calls_between() -> None:
     model, x = network().eval(), torch.randn(2, 3, 6, 6)
     with torch.no_grad():

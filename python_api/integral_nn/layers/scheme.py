@@ -74,6 +74,15 @@ class Group(NamedTuple):
         return self._replace(plan=self.plan._replace(start=start, weight=weight, nodes=nodes))
 
 
+class Back(NamedTuple):
+    """How changes of some statistics come to their nodes, by their place among them."""
+
+    members: list[int]  # by one operation
+    plan: Plan
+    dtype: torch.dtype
+    others: list[int]  # one by one
+
+
 class Scheme(NamedTuple):
     """How tensors are sampled, and what that depends on."""
 
@@ -92,7 +101,7 @@ class Scheme(NamedTuple):
     alone: list[int]  # weights by themselves
     means: list[Group]  # of statistics: variances after means
     lone: list[int]  # statistics by themselves
-    back: dict[tuple[int, ...], list[Group]]  # of changes of statistics, by those that have changed
+    back: dict[tuple[int, ...], Back]  # of changes of statistics, by those that have changed
 
 
 class Kept:
