@@ -108,7 +108,7 @@ def _sample(
     """The scheme; its entries' nodes and values (None: of a shard); statistics sampled together; others that move."""
     scheme, nodes, calibrations = scheme_for(list(modules), sizes, kept)
     entries = scheme.entries
-    taps: dict[tuple, Taps] = {}
+    taps: dict[tuple, Any] = {}
     made: list[Any] = [None] * len(entries)
     for group in scheme.groups:
         values = discretize_foreach([nodes[n] for n in group.members], group.plan, group.dtype)
