@@ -174,6 +174,42 @@ def test_copies_keep_nothing_of_the_model() -> None:
         assert not torch.equal(twin.sampled()["3.weight"], model.sampled()["3.weight"])
 
 
+def test_only_norms_in_training_move_their_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others keep theirs to the last bit; those that move are brought back together as they are one by one."""
+    found = []
+    x = torch.randn(4, 3, 6, 6)
+    for joined in (True, False):
+        monkeypatch.setattr(scheme, "can_join", scheme.can_join if joined else lambda *_: False)
+        model = network()
+        model.resize(0.75)
+        model.train()
+        model.net[1].eval()
+        before = {name: value.clone() for name, value in model.net.named_buffers()}
+        model(x)
+        found.append(dict(model.net.named_buffers()))
+        for name, value in found[-1].items():
+            assert torch.equal(value, before[name]) == (not name.startswith("4.")), name
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name])
+
+
+@pytest.mark.parametrize("quadrature", ["cells", "trapezoid"])
+def test_taps_of_trainable_points_are_shared_within_a_call(quadrature: str) -> None:
+    """Weighted or not, they are made of one another: with the values and gradients of those made for each tensor."""
+    torch.manual_seed(0)
+    first, second = (inn.Axis(16, 12, quadrature=quadrature, trainable=True) for _ in range(2))
+    layers = [inn.IntegralLinear(4, first), inn.IntegralLinear(first, second), inn.IntegralLinear(second, first)]
+    model = inn.IntegralNetwork(nn.Sequential(*layers))
+    together = model.sampled()
+    apart = {f"{n}.{leaf}": getattr(layer, leaf) for n, layer in enumerate(layers) for leaf in ("weight", "bias")}
+    found = []
+    for values in (together, apart):
+        deltas = torch.autograd.grad(sum(value.sin().sum() for value in values.values()), [first.delta, second.delta])
+        found.append([*values.values(), *deltas])
+    for got, wanted in zip(*found):
+        torch.testing.assert_close(got, wanted)
+
+
 def test_functional_calls_between() -> None:
     model, x = network().eval(), torch.randn(2, 3, 6, 6)
     with torch.no_grad():

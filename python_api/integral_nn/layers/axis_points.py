@@ -94,10 +94,12 @@ class Points(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
         size: int | None = None,
+        made: dict[tuple, Any] | None = None,
     ) -> Taps:
         """The axis's taps on `device`; `weighted` folds quadrature and scale in (the axis is integrated over).
 
-        At the current size, or at another one.
+        At the current size, or at another one. Where a call keeps what was `made`, weighted taps of trainable points
+        are made of the same as others.
         """
         key, tables = (weighted, scale, dtype, device), self._tables
         if not torch.compiler.is_compiling():
@@ -115,12 +117,18 @@ class Points(nn.Module):
                 if tables is self._tables:  # no other thread has resized
                     self._keep_traced(key, table)
             return table
+        known = None if made is None else made.get((self, size, device))
+        points, plain = known or self._trained_taps(size, device)
+        if made is not None:
+            made[self, size, device] = points, plain
+        return plain.times(rules.weights(self.quadrature, points) * scale if weighted else None, dtype)
+
+    def _trained_taps(self, size: int | None, device: torch.device | None) -> tuple[Tensor, Taps]:
+        """Points of `delta`, and taps that only sample there, in float64."""
         points = self.partition(size).to(device)
-        multiplier = rules.weights(self.quadrature, points) * scale if weighted else None
         if rules.is_cells(self.quadrature):
-            return make_cell_taps(points, self.nodes, self.basis, multiplier=multiplier, dtype=dtype)
-        centred = rules.is_centred(self.quadrature)
-        return make_taps(points, self.nodes, self.basis, centred=centred, multiplier=multiplier, dtype=dtype)
+            return points, make_cell_taps(points, self.nodes, self.basis)
+        return points, make_taps(points, self.nodes, self.basis, centred=rules.is_centred(self.quadrature))
 
     def _traced_taps(self, name: str) -> Taps | None:
         """Taps made before for a compiled call, by "weighted scale dtype device"; None where points are trainable."""

@@ -12,7 +12,7 @@ when the call ends, their changes, read as functions of the channel, are brought
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from inn_kernels.taps import Basis, Taps, taps_for
 from integral_nn.functional import arguments
-from integral_nn.functional.foreach import discretize_foreach, make_plan
+from integral_nn.functional.foreach import Plan, discretize_foreach, make_plan
 from integral_nn.functional.interpolate import interpolate
 from integral_nn.layers.axis import Axis
 from integral_nn.layers.rule import Rule, Sizes, log
-from integral_nn.layers.scheme import NODES, STATISTICS, Group, Kept, Scheme, Together, dtype_of, scheme_for
+from integral_nn.layers.scheme import NODES, STATISTICS, Back, Group, Kept, Scheme, dtype_of, scheme_for
 
 CALIBRATED = "_calibrated"
 """What the name of a buffer that holds statistics measured at one size ends with."""
@@ -35,27 +35,18 @@ _NOTHING: dict[int, dict[str, Tensor]] = {}
 _held: ContextVar[dict[int, dict[str, Tensor]]] = ContextVar("held", default=_NOTHING)  # by identity of the module
 
 
-def found(module: Any, name: str) -> Tensor | None:
-    """The value that the running call holds of a module's tensor, if it does."""
-    if torch.compiler.is_compiling():
-        return None if module._held is None else module._held.get(name)
-    held = _held.get().get(id(module))
-    return None if held is None else held.get(name)
-
-
-def holds(module: Any) -> bool:
-    """Whether the running call holds values of a module."""
-    return module._held is not None if torch.compiler.is_compiling() else id(module) in _held.get()
+def held_of(module: Any) -> Mapping[str, Tensor] | None:
+    """The values that the running call holds of a module's tensors, if it does."""
+    return module._held if torch.compiler.is_compiling() else _held.get().get(id(module))
 
 
 @contextlib.contextmanager
 def held(modules: Sequence[Any], kept: Kept | None = None) -> Iterator[None]:
     """Sample every tensor of `modules` once, let the call see the values, then bring statistics back to their nodes."""
-    scheme, nodes, made, before = _sample(modules, None, True, kept, own=False)
-    values = _by_module(scheme, made)
-    moving = [n for n in before if moves(scheme.entries[n].module)]
-    moved = _copied([Moved(n, nodes[n], made[n], before[n]) for n in moving])
+    scheme, nodes, made, together, lone = _sample(modules, None, True, kept, own=False)
     if torch.compiler.is_compiling():
+        before = [log(made[n]) if scheme.entries[n].rule.geometric else made[n].clone() for n in lone]
+        values = _by_module(scheme, made)
         for module in modules:
             module._held = values[id(module)]
         try:
@@ -63,13 +54,19 @@ def held(modules: Sequence[Any], kept: Kept | None = None) -> Iterator[None]:
         finally:
             for module in modules:
                 module._held = None
+        _bring_back(scheme, nodes, made, before, lone)
     else:
+        if lone:
+            together += _put_together(scheme, made, lone)
+        moving = [[moves(scheme.entries[n].module) for n in vectors.members] for vectors in together]
+        values = _by_module(scheme, made)
         token = _held.set({**_held.get(), **values})
         try:
             yield
         finally:
             _held.reset(token)
-    bring_back(scheme, moved)
+        for vectors, those in zip(together, moving):
+            _bring_back_together(scheme, nodes, vectors, those)
 
 
 def sample_modules(
@@ -79,7 +76,7 @@ def sample_modules(
 
     At the current sizes or at others; with `training` off, as if no norm were in training.
     """
-    scheme, _, made, _ = _sample(modules, sizes, training, kept)
+    scheme, _, made, _, _ = _sample(modules, sizes, training, kept)
     return _by_module(scheme, made)
 
 
@@ -88,7 +85,7 @@ def sample_all(modules: Iterable[Any], names: Iterable[str], kept: Kept) -> dict
 
     A tensor whose nodes several modules share goes by its first name.
     """
-    _, nodes, made, _ = _sample(modules, None, True, kept)
+    _, nodes, made, _, _ = _sample(modules, None, True, kept)
     once: dict[int, tuple[str, Tensor]] = {}
     for name, tensor, value in zip(names, nodes, made):
         if value is None:
@@ -107,14 +104,14 @@ def _by_module(scheme: Scheme, made: Iterable[Tensor | None]) -> dict[int, dict[
 
 def _sample(
     modules: Iterable[Any], sizes: Sizes, training: bool, kept: Kept | None, own: bool = True
-) -> tuple[Scheme, list[Any], list[Any], dict[int, Tensor]]:
-    """The scheme; its entries' nodes and values (None: of a shard); what norms may move, as `Moved.before`.
+) -> tuple[Scheme, list[Any], list[Any], list[Together], list[int]]:
+    """The scheme; its entries' nodes and values (None: of a shard); statistics sampled together; others that move.
 
     Values have memory of their `own`; else some may be nodes, at sizes where sampling changes nothing.
     """
     scheme, nodes, calibrations = scheme_for(list(modules), sizes, kept)
     entries = scheme.entries
-    taps: dict[tuple, Taps] = {}
+    taps: dict[tuple, Any] = {}
     made: list[Any] = [None] * len(entries)
     for group in scheme.groups:
         for n in group.unsampled:
@@ -128,29 +125,19 @@ def _sample(
         made[n] = rule.value(nodes[n], dtype_of(module, nodes[n]), sizes, taps)
     for n, value in zip(scheme.statistics, calibrations):
         made[n] = value  # which the norm may move in place
-    before: dict[int, Tensor] = {}
-    for group in scheme.means:
-        _sample_alike(group, nodes, made, before)
+    together = [_sample_together(group, nodes, made) for group in scheme.means]
+    moving = []
     for n in scheme.lone:
         module, _, _, rule = entries[n]
         value = rule.value(nodes[n], nodes[n].dtype, sizes, taps)
         if training and moves(module):
             value = value.detach()
-            before[n] = log(value) if rule.geometric else value
+            moving.append(n)
         made[n] = value
-    return scheme, nodes, made, before
+    return scheme, nodes, made, together, moving
 
 
 # Statistics ---------------------------------------------------------------------------------------------------
-
-
-class Moved(NamedTuple):
-    """Statistics that a norm moves during a call: which, their nodes and values, and those (or logarithms) before."""
-
-    at: int
-    nodes: Tensor
-    value: Tensor
-    before: Tensor
 
 
 def moves(module: Any) -> bool:
@@ -158,99 +145,132 @@ def moves(module: Any) -> bool:
     return module.training and module.track_running_stats
 
 
+class Together(NamedTuple):
+    """Vectors of statistics, means and then variances, one after the other in memory."""
+
+    members: list[int]
+    means: int  # so many of them
+    sizes: list[int]
+    values: Tensor  # [sum of sizes] which norms move in place
+    before: Tensor  # the same before the call, logarithms of variances
+
+
 @torch.no_grad()
-def _sample_alike(group: Group, nodes: Sequence[Tensor], made: list[Any], before: dict[int, Tensor]) -> None:
-    """Statistics along fixed partitions, of one device and dtype, by one operation: means, then variances."""
+def _sample_together(group: Group, nodes: Sequence[Tensor], made: list[Any]) -> Together:
+    """Statistics along fixed partitions, of one device and dtype, by one operation. Writes to `made`."""
     given, means = [nodes[n] for n in group.members], group.means
-    sampled = list(discretize_foreach([*given[:means], *_together(_log, given[means:])], group.plan, group.dtype))
-    before.update(zip(group.members, sampled))
-    for n, value in zip(group.members, sampled[:means] + _together(torch.Tensor.exp_, sampled[means:])):
+    if means < len(given):
+        variances = given[means:]
+        given[means:] = _apart(_log_(torch.cat(variances)), [x.shape[0] for x in variances])
+    sampled = list(discretize_foreach(given, group.plan, group.dtype))
+    sizes = [x.shape[0] for x in sampled]
+    before = torch.cat(sampled)
+    values = before.clone()
+    _variances(values, sizes, means).exp_()
+    for n, value in zip(group.members, _apart(values, sizes)):
         made[n] = value
+    return Together(group.members, means, sizes, values, before)
 
 
 @torch.no_grad()
-def _copied(moved: list[Moved]) -> list[Moved]:
-    """With copies of means, which norms write to. (Variances before are logarithms, tensors of their own.)"""
-    copies = iter(_each(_as_it_is, [m.value for m in moved if m.before is m.value]))
-    return [m._replace(before=next(copies)) if m.before is m.value else m for m in moved]
+def _put_together(scheme: Scheme, made: list[Any], members: Iterable[int]) -> Iterator[Together]:
+    """The same of statistics that were sampled one by one."""
+    kinds: dict[tuple, list[int]] = {}
+    for n in members:
+        kinds.setdefault((made[n].device, made[n].dtype), []).append(n)
+    for alike in kinds.values():
+        alike.sort(key=lambda n: scheme.entries[n].rule.geometric)
+        means = sum(not scheme.entries[n].rule.geometric for n in alike)
+        sizes = [made[n].shape[0] for n in alike]
+        values = torch.cat([made[n] for n in alike])
+        before = values.clone()
+        _log_(_variances(before, sizes, means))
+        for n, value in zip(alike, _apart(values, sizes)):
+            made[n] = value
+        yield Together(alike, means, sizes, values, before)
 
 
 @torch.no_grad()
-def bring_back(scheme: Scheme, moved: list[Moved]) -> None:
-    """Bring changes of sampled statistics back to their nodes."""
-    if not moved:
+def _bring_back_together(scheme: Scheme, nodes: Sequence[Tensor], vectors: Together, moving: list[bool]) -> None:
+    """Bring changes of sampled statistics back to their nodes, of those that norms moved."""
+    if not any(moving):
         return
-    variances = [m for m in moved if scheme.entries[m.at].rule.geometric]
-    means = [m for m in moved if not scheme.entries[m.at].rule.geometric]
-    after = [m.value for m in means] + _each(_log, [m.value for m in variances])
-    moved = [*means, *variances]
-    changes = _on_nodes(scheme, moved, _each(torch.Tensor.sub_, after, [m.before for m in moved]))
+    members, means, sizes, values, before = vectors
+    after = values.clone()
+    _log_(_variances(after, sizes, means))
+    changes = _apart(after.sub_(before), sizes)
+    if not all(moving):
+        members = [n for n, moved in zip(members, moving) if moved]
+        changes = [change for change, moved in zip(changes, moving) if moved]
+        means = sum(moving[:means])
+    own = [nodes[n] for n in members]
+    back = scheme.back.get(tuple(members))
+    if back is None:
+        back = scheme.back[tuple(members)] = _back(scheme, members, own)
+    if back.members:
+        brought = discretize_foreach([changes[i] for i in back.members], back.plan, back.dtype)
+        for i, value in zip(back.members, brought):
+            changes[i] = value
+    for i in back.others:
+        changes[i] = _segments_on_nodes(scheme.entries[members[i]].rule, own[i], changes[i])
+    _move(own[:means], changes[:means], own[means:], changes[means:])
+
+
+def _back(scheme: Scheme, members: Sequence[int], nodes: Sequence[Tensor]) -> Back:
+    rules = [scheme.entries[n].rule for n in members]
+    plain = [i for i, rule in enumerate(rules) if rule.plain]
+    taps = [[_reverse(nodes[i], next(iter(rules[i].axes.values())))] for i in plain]
+    plan = make_plan(taps) if plain else Plan((), (), (), (), ())
+    return Back(plain, plan, nodes[0].dtype, [i for i, rule in enumerate(rules) if not rule.plain])
+
+
+def _move(means: list[Tensor], by: list[Tensor], variances: list[Tensor], by_logarithms: list[Tensor]) -> None:
     if means:
-        torch._foreach_add_([m.nodes for m in means], changes[: len(means)])
+        torch._foreach_add_(means, by)
     if variances:
-        nodes = [m.nodes for m in variances]
-        torch._foreach_clamp_min_(nodes, 1e-12)
-        torch._foreach_mul_(nodes, _each(torch.Tensor.exp_, changes[len(means) :]))
+        torch._foreach_clamp_min_(variances, _LEAST)
+        torch._foreach_exp_(by_logarithms)
+        torch._foreach_mul_(variances, by_logarithms)
 
 
-def _log(x: Tensor) -> Tensor:
-    return x.clamp_min_(1e-12).log_()
+_LEAST = 1e-12  # variance
 
 
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
+def _log_(variances: Tensor) -> Tensor:
+    return variances.clamp_min_(_LEAST).log_()
 
 
-def _each(change: Callable[..., Tensor], *tensors: list[Tensor]) -> list[Tensor]:
-    """`change` of each of many small vectors, in place of copies of them."""
-    if torch.compiler.is_compiling() or len({(x.device, x.dtype) for x in tensors[0]}) > 1:
-        return [change(*(x.clone() for x in one)) for one in zip(*tensors)]
-    return _together(change, *tensors)
-
-
-def _together(change: Callable[..., Tensor], *tensors: list[Tensor]) -> list[Tensor]:
-    """The same of vectors of one device and dtype: one after the other in memory, at one go."""
-    if not tensors[0]:
-        return []
-    made = change(*(torch.cat(each) for each in tensors))
-    with torch._C._ExcludeDispatchKeyGuard(_TRACKED):  # norms write to them: tensors of their own, no views
-        return list(made.split([x.shape[0] for x in tensors[0]]))
+def _variances(vectors: Tensor, sizes: Sequence[int], means: int) -> Tensor:
+    """The part of vectors in a row that follows the means."""
+    return vectors[sum(sizes[:means]) :]
 
 
 _TRACKED = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 
 
-def _on_nodes(scheme: Scheme, moved: Sequence[Moved], changes: list[Tensor]) -> list[Tensor]:
-    """Functions given at the points of their axes, at the nodes."""
-    if torch.compiler.is_compiling():
-        together: list[Together] = []
-    else:
-        key = tuple(m.at for m in moved)
-        found = scheme.back.get(key)
-        together = scheme.back.setdefault(key, _groups_back(scheme, moved)) if found is None else found
-    for n, m in enumerate(moved):
-        rule = scheme.entries[m.at].rule
-        if not rule.plain:
-            changes[n] = _segments_on_nodes(rule, m.nodes, changes[n])
-        elif torch.compiler.is_compiling():
-            changes[n] = F.interpolate(changes[n][None, None], m.nodes.shape[0], mode="linear")[0, 0]
-    for group in together:
-        values = discretize_foreach([changes[n] for n in group.members], group.plan, group.dtype)
-        for n, value in zip(group.members, values):
-            changes[n] = value
-    return changes
+def _apart(vectors: Tensor, sizes: list[int]) -> list[Tensor]:
+    """Vectors in a row as tensors of their own: no views, for norms write to them."""
+    with torch._C._ExcludeDispatchKeyGuard(_TRACKED):
+        return list(vectors.split_with_sizes(sizes))
 
 
-def _groups_back(scheme: Scheme, moved: Sequence[Moved]) -> list[Together]:
-    kinds: dict[tuple, list[int]] = {}
-    for n, m in enumerate(moved):
-        if scheme.entries[m.at].rule.plain:
-            kinds.setdefault((m.nodes.device, m.nodes.dtype), []).append(n)
-    axes = [scheme.entries[m.at].rule.axes.values() for m in moved]
-    return [
-        Together(members, make_plan([[_reverse(moved[n].nodes, next(iter(axes[n])))] for n in members]), dtype)
-        for (_, dtype), members in kinds.items()
-    ]
+@torch.no_grad()
+def _bring_back(
+    scheme: Scheme, nodes: Sequence[Tensor], made: Sequence[Tensor], before: Iterable[Tensor], members: Iterable[int]
+) -> None:
+    """The same in a compiled call, where each is one by itself."""
+    kinds: tuple[tuple[list[Tensor], list[Tensor]], ...] = (([], []), ([], []))
+    for n, old in zip(members, before):
+        rule = scheme.entries[n].rule
+        change = (log(made[n]) if rule.geometric else made[n]) - old
+        if rule.plain:
+            change = F.interpolate(change[None, None], nodes[n].shape[0], mode="linear")[0, 0]
+        else:
+            change = _segments_on_nodes(rule, nodes[n], change)
+        own, changes = kinds[rule.geometric]
+        own.append(nodes[n])
+        changes.append(change)
+    _move(*kinds[0], *kinds[1])
 
 
 def _reverse(nodes: Tensor, axis: Axis, sizes: Sizes = None) -> Taps:

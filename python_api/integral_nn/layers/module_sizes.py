@@ -82,6 +82,8 @@ def size_properties(
 
     def number(name: str) -> property:
         def get(module: Any) -> Any:
+            if name == "groups" and not depthwise(module):  # which every call of a convolution reads
+                return module.__dict__[name]
             return _numbers(module, shape_of(module, tensor))[name]
 
         return property(get)

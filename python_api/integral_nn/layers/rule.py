@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Union
+from typing import Any, Union
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from integral_nn.layers.channels import Tie
 Sizes = Union[Mapping[Axis, int], None]
 """Sizes of axes, where they are not the current ones."""
 
-Made = Union[dict[tuple, Taps], None]
-"""Taps of trainable partitions, where several tensors of one call share them."""
+Made = Union[dict[tuple, Any], None]
+"""Taps of trainable partitions, and what they are made of, where several tensors of one call share them."""
 
 _TINY = 1e-12  # least variance
 
@@ -80,7 +80,7 @@ class Rule:
             return axis.taps(weighted=tie.integrated, scale=scale, dtype=wide, device=device, size=size)
         key = (axis, tie.integrated, scale, wide, device)
         if key not in made:
-            made[key] = axis.taps(weighted=tie.integrated, scale=scale, dtype=wide, device=device, size=size)
+            made[key] = axis.taps(weighted=tie.integrated, scale=scale, dtype=wide, device=device, size=size, made=made)
         return made[key]
 
     def value(self, nodes: Tensor, dtype: torch.dtype, sizes: Sizes = None, made: Made = None) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from inn_kernels import transforms
 from integral_nn.layers.axis import Axis
-from integral_nn.layers.held import CALIBRATED, found, held, holds
+from integral_nn.layers.held import CALIBRATED, held, held_of
 from integral_nn.layers.module_sizes import size_properties
 from integral_nn.layers.numbers import Counted, number_property
 from integral_nn.layers.rule import Rule, Sizes
@@ -86,12 +86,14 @@ class SampledNorm(Sampled):
             self._buffers[name + CALIBRATED] = None if values is None else values[name]
 
     def forward(self, x: Tensor) -> Tensor:
-        if not holds(self):
+        values = held_of(self)
+        if values is None:
             with held([self]):
                 return self.forward(x)
-        mean, var = self.running_mean, self.running_var
-        if torch.is_grad_enabled() and (mean.requires_grad or var.requires_grad):
-            return self._affine(x, mean, var)
+        mean, var = values.get("running_mean"), values.get("running_var")
+        trained = mean is not None and var is not None and (mean.requires_grad or var.requires_grad)
+        if trained and torch.is_grad_enabled():
+            return self._affine(x, self.running_mean, self.running_var)
         return super().forward(x)
 
     def _affine(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
@@ -128,8 +130,9 @@ def value_of(module: Any, name: str, dtype: torch.dtype | None = None) -> Any:
 
     Of `dtype`; by default the nodes', or autocast's where it would cast them.
     """
-    value = found(module, name)
-    if value is not None and dtype in (None, value.dtype):
+    values = held_of(module)
+    value = None if values is None else values.get(name)
+    if value is not None and (dtype is None or dtype == value.dtype):
         return value
     rule = module._rules.get(name)
     if rule is None:

@@ -59,14 +59,6 @@ class Side(NamedTuple):
         )
 
 
-class Together(NamedTuple):
-    """What one operation samples, whatever the sizes: entries by their place, and how."""
-
-    members: list[int]
-    plan: Plan
-    dtype: torch.dtype
-
-
 class Group(NamedTuple):
     """Tensors that one operation samples, by their place among the entries, and how."""
 
@@ -94,6 +86,15 @@ class Group(NamedTuple):
         )
 
 
+class Back(NamedTuple):
+    """How changes of some statistics come to their nodes, by their place among them."""
+
+    members: list[int]  # by one operation
+    plan: Plan
+    dtype: torch.dtype
+    others: list[int]  # one by one
+
+
 class Scheme(NamedTuple):
     """How tensors are sampled, and what that depends on."""
 
@@ -112,7 +113,7 @@ class Scheme(NamedTuple):
     alone: list[int]  # weights by themselves
     means: list[Group]  # of statistics: variances after means
     lone: list[int]  # statistics by themselves
-    back: dict[tuple[int, ...], list[Together]]  # of changes of statistics, by those that have changed
+    back: dict[tuple[int, ...], Back]  # of changes of statistics, by those that have changed
 
 
 class Kept:
