@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench import __main__ as command  # noqa: E402
-from bench import compare, count, harness, jobs, networks, providers, torch_integral  # noqa: E402
+from bench import compare, count, harness, jobs, networks, providers, serving, torch_integral  # noqa: E402
 from bench.tables import targets  # noqa: E402
 from inn_kernels import ops  # noqa: E402
 
@@ -257,3 +257,11 @@ def test_torch_integral_takes_part_where_it_is_installed(bench, case, monkeypatc
     stand_in_for_torch_integral(monkeypatch)
     rows = [row for row in bench.layer(case) if row.provider == torch_integral.NAME]
     assert [row.mode for row in rows] == ["step", "forward"] and all(row.error < 1e-3 for row in rows)
+
+
+def test_requests_are_served_within_memory(small_network):
+    rows = serving.serve(width=4, image=8, requests=4, rounds=2)
+    assert [row["room"] for row in rows] == list(serving.ROOMS)
+    for row in rows:
+        assert row["requests"] == 4 * serving.THREADS and row["bytes"] <= row["max_bytes"]
+        assert row["ratio"] > 0 and row["snapshots"] > 0

@@ -5,10 +5,8 @@ several processes treat it as they treat any other:
 
     [size, nodes, quadrature, kernel, boundary, a, keeps]
 
-The scale of a layer built by hand is kept beside its nodes, a float64 (`scale_difference`).
-
 Names are given by their place in the tuples below, to which names are only ever added at the end; `a` by the bits of
-its float64.
+its float64. So is the scale of a layer built by hand, which its state keeps beside its nodes.
 """
 
 from __future__ import annotations
@@ -37,9 +35,16 @@ class AxisState(NamedTuple):
 
     def packed(self) -> Tensor:
         """As a tensor of integers, on the CPU."""
-        (bits,) = struct.unpack("<q", struct.pack("<d", self.basis.a))
         kernel, boundary = KERNELS.index(self.basis.kernel), BOUNDARIES.index(self.basis.boundary)
-        numbers = [self.size, self.nodes, QUADRATURES.index(self.quadrature), kernel, boundary, bits, int(self.keeps)]
+        numbers = [
+            self.size,
+            self.nodes,
+            QUADRATURES.index(self.quadrature),
+            kernel,
+            boundary,
+            _bits(self.basis.a),
+            int(self.keeps),
+        ]
         return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
     def differences(self, other: AxisState) -> list[str]:
@@ -72,13 +77,28 @@ def unpacked(state: Tensor) -> AxisState | int:
     named = [(QUADRATURES, quadrature), (KERNELS, kernel), (BOUNDARIES, boundary)]
     if not all(0 <= place < len(names) for names, place in named):
         raise ValueError(f"_extra_state names a rule that this version does not know: {state.tolist()}")
-    (a,) = struct.unpack("<d", struct.pack("<q", bits))
-    return AxisState(size, nodes, QUADRATURES[quadrature], Basis(a, BOUNDARIES[boundary], KERNELS[kernel]), bool(keeps))
+    return AxisState(
+        size, nodes, QUADRATURES[quadrature], Basis(_number(bits), BOUNDARIES[boundary], KERNELS[kernel]), bool(keeps)
+    )
+
+
+def packed_scale(scale: float) -> Tensor:
+    """The scale of a layer as an integer, on the CPU: whoever casts or averages states leaves it alone."""
+    return torch.tensor(_bits(scale), dtype=torch.int64, device="cpu")
 
 
 def scale_difference(state: object, scale: float) -> str:
     """In what the scale of a layer's saved state differs from that of a layer; "" where they are one."""
-    if not isinstance(state, Tensor) or not state.is_floating_point() or state.dim() != 0:
+    if not isinstance(state, Tensor) or state.dtype != torch.int64 or state.dim() != 0:
         got = f"{state.dtype} {list(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
-        return f"_extra_state must be the scale of a layer, one float, got {got}"
-    return "" if float(state) == scale else f"scale={float(state)} in the state_dict, {scale} here"
+        return f"_extra_state must be the scale of a layer, one integer, got {got}"
+    saved = _number(int(state))
+    return "" if saved == scale else f"scale={saved} in the state_dict, {scale} here"
+
+
+def _bits(number: float) -> int:
+    return int(struct.unpack("<q", struct.pack("<d", number))[0])
+
+
+def _number(bits: int) -> float:
+    return float(struct.unpack("<d", struct.pack("<q", bits))[0])

@@ -13,7 +13,7 @@ from inn_kernels import dispatch
 from inn_kernels.taps import Taps
 from integral_nn.functional import arguments, checks
 from integral_nn.layers.axis import Axis
-from integral_nn.layers.axis_state import scale_difference
+from integral_nn.layers.axis_state import packed_scale, scale_difference
 from integral_nn.layers.channels import Layout, Segment, Tie
 from integral_nn.layers.rule import Rule, Sizes
 from integral_nn.layers.sampled import Sampled, sampled_property
@@ -119,7 +119,7 @@ class IntegralLayer(Sampled):
 
     def get_extra_state(self) -> Tensor:
         """The scale, for `state_dict`."""
-        return torch.tensor(self.scale, dtype=torch.float64, device="cpu")
+        return packed_scale(self.scale)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing: the scale is compared before nodes are loaded."""
