@@ -41,6 +41,11 @@ class Entry(NamedTuple):
     nodes: str
     rule: Rule
 
+    @property
+    def is_statistic(self) -> bool:
+        """Of a norm of torch.nn, which moves it in training."""
+        return self.name in STATISTICS and hasattr(self.module, "calibrated")
+
 
 class Side(NamedTuple):
     """Where taps come from."""
@@ -132,17 +137,18 @@ def scheme_for(
 
 def _make(modules: list[Any], sizes: Sizes) -> tuple[Scheme, list[Tensor], list[Tensor], list[Any]]:
     entries = [Entry(m, name, name + NODES, rule) for m in modules for name, rule in m._rules.items()]
-    weights = [entry for entry in entries if entry.name not in STATISTICS]
-    statistics = [entry for entry in entries if entry.name in STATISTICS]
+    weights = [entry for entry in entries if not entry.is_statistic]
+    statistics = [entry for entry in entries if entry.is_statistic]
     compiling = torch.compiler.is_compiling()
     axes = [] if compiling else list({axis: None for entry in entries for axis in entry.rule.axes.values()})
     fixed, tables = [axis.delta is None for axis in axes], [axis._tables for axis in axes]
     nodes, moving = _nodes(weights), _nodes(statistics)
     calibrations = [entry.module.calibrated(entry.name, sizes) for entry in statistics]
     kinds = [] if compiling else _kinds(nodes) + _kinds(moving)
-    alone: list[int] = []
+    alone = [n for n, entry in enumerate(weights) if entry.rule.geometric]  # of a norm that is not torch.nn's
+    joining = [n for n in range(len(weights)) if n not in alone]
     groups = []
-    for (_, _, dtype), members in _alike(weights, nodes, range(len(weights)), alone).items():
+    for (_, _, dtype), members in _alike(weights, nodes, joining, alone).items():
         for bucket in _buckets(members, nodes):
             groups.append(_group(weights, nodes, bucket, dtype, sizes))
     lone: list[int] = []
