@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench.zoo.inputs import SEGMENTATION, noise, pictures, tokens
 from bench.zoo.measure import Architecture
@@ -63,10 +61,6 @@ _GPT = {"vocab_size": 50, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions"
 _T5 = {"vocab_size": 50, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
 
 
-def _pairs(length: int) -> Callable[[int], tuple[Tensor, ...]]:
-    return lambda batch: (tokens(length)(batch)[0], torch.ones(batch, length).long(), tokens(length - 3)(batch)[0])
-
-
 TRANSFORMERS = {
     "BERT": _hub("BERT", "BertForMaskedLM", "BertConfig", kwargs=_plain, **_BERT),
     "RoBERTa": _hub("BERT", "RobertaModel", "RobertaConfig", kwargs=_plain, **_BERT),
@@ -115,8 +109,8 @@ TRANSFORMERS = {
         "T5",
         "T5ForConditionalGeneration",
         "T5Config",
-        _pairs(12),
-        _pairs(17),
+        tokens(12),
+        tokens(17),
         kwargs=_decoding,
         **_T5,
     ),
@@ -208,8 +202,8 @@ TRANSFORMERS = {
         "1-D audio",
         "Wav2Vec2Model",
         "Wav2Vec2Config",
-        noise(1600),
-        noise(2000),
+        noise(8000),
+        noise(9600),
         kwargs=_plain,
         vocab_size=50,
         hidden_size=64,

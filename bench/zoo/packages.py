@@ -16,7 +16,7 @@ from bench.zoo.language import TRANSFORMERS
 from bench.zoo.measure import Architecture
 from bench.zoo.vision import TIMM, TORCHVISION
 
-FOLDER = Path("/tmp/zoo/pkgs")
+FOLDER = Path(__file__).parents[2] / "build" / "zoo"
 """Where `make zoo` puts packages that must not come with a PyTorch of their own."""
 
 

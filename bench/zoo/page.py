@@ -66,10 +66,11 @@ def times(measured: list[Row]) -> str:
 def pretrained() -> str:
     """The pre-trained transformer's cosines."""
     record = json.loads(PRETRAINED.read_text())
-    lines = ["| feed-forward width | equal cells | tuned without labels |", "|---|---|---|"]
-    for width, cosines in record["cosine"].items():
-        lines.append(f"| {float(width):.0%} | {cosines['equal']:.4f} | {cosines['tuned']:.4f} |")
-    return f"{record['about']}\n\n" + "\n".join(lines)
+    tests = list(next(iter(record["cosine"].values())))
+    lines = [f"| at {record['width']:.0%} | {' | '.join(tests)} |", "|---" * (len(tests) + 1) + "|"]
+    for name, cosines in record["cosine"].items():
+        lines.append(f"| {name} | {' | '.join(f'{cosines[test]:.4f}' for test in tests)} |")
+    return "\n".join(lines)
 
 
 def redraw() -> None:

@@ -159,11 +159,29 @@ class Cascade(nn.Module):
         return self.out(torch.cat(done, 1))
 
 
+class Frozen(nn.Module):
+    """A batch norm of buffers alone, which a detector keeps from its backbone."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(size) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        return x * scale[:, None, None] + (self.bias - self.running_mean * scale)[:, None, None]
+
+
+def _frozen() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), Frozen(8), nn.ReLU(), nn.Conv2d(8, 12, 3), Frozen(12), nn.Conv2d(12, 2, 1))
+
+
 def at(size: int):
     return lambda batch: pictures(batch, size)
 
 
 FAMILIES = {
+    "frozen norms": Family(_frozen, pictures, {"0": 8, "3": 12}, kind="detection", elsewhere=at(12)),
     "VGG": Family(
         Plain, pictures, {"features.0.0": 8, "features.2.0": 12, "classify.0": 20}, kind="plain", elsewhere=at(12)
     ),

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from integral_nn.coupling.grouped import GROUPED, grouped_product
+
 _NARROW = {torch.float32, torch.float16, torch.bfloat16}
 _CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
 _TYPES = {"torch.FloatTensor", "torch.HalfTensor", "torch.BFloat16Tensor"}
@@ -31,6 +33,8 @@ class double_throughout(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func in _CASTS:
             return args[0].double()
+        if func in GROUPED and args[0].dtype == torch.float64:  # no kernel takes it
+            return grouped_product(*args, **(kwargs or {}))
         args = tuple(map(_widened, args))
         return func(*args, **{name: _widened(value) for name, value in (kwargs or {}).items()})
 

@@ -10,13 +10,27 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from integral_nn.coupling.grouped import GROUPED, grouped_shapes
+
 _FILLED = {torch.zeros, torch.ones, torch.empty, torch.full}
 _NORMS = {torch.instance_norm, F.instance_norm}
 _GATES = {torch.lstm_cell: 4, torch.gru_cell: 3, torch.rnn_tanh_cell: 1, torch.rnn_relu_cell: 1}
 
 
 class traceable(TorchFunctionMode):
-    """While active, results have the shapes that they would have, and other values."""
+    """While active, results have the shapes that they would have, and other values.
+
+    Caches that are keyed by shapes take symbols, each of which is equal to none but itself.
+    """
+
+    def __enter__(self) -> Any:
+        self.hash = torch.SymInt.__hash__
+        torch.SymInt.__hash__ = lambda size: hash(id(size.node))  # type: ignore
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.SymInt.__hash__ = self.hash  # type: ignore
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -29,6 +43,8 @@ class traceable(TorchFunctionMode):
             return _cell(_GATES[func], *args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
+        if func in GROUPED:
+            return grouped_shapes(*args, **kwargs)
         if func in _FILLED:  # sizes that tensors hold
             args = tree_map(lambda x: int(x) if isinstance(x, Tensor) else x, args)
         return func(*args, **kwargs)

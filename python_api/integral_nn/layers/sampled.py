@@ -137,7 +137,7 @@ def value_of(module: Any, name: str, dtype: torch.dtype | None = None) -> Any:
     rule = module._rules.get(name)
     if rule is None:
         return None
-    if name in STATISTICS and (kept := module.calibrated(name)) is not None:
+    if isinstance(module, SampledNorm) and name in STATISTICS and (kept := module.calibrated(name)) is not None:
         return kept
     nodes = getattr(module, name + NODES)
     dtype = dtype or dtype_of(module, nodes)

@@ -41,6 +41,11 @@ class Entry(NamedTuple):
     nodes: str
     rule: Rule
 
+    @property
+    def is_statistic(self) -> bool:
+        """Of a norm of torch.nn, which moves it in training."""
+        return self.name in STATISTICS and hasattr(self.module, "calibrated")
+
 
 class Side(NamedTuple):
     """Where taps come from."""
@@ -153,16 +158,17 @@ def scheme_for(modules: list[Any], sizes: Sizes, kept: Kept | None) -> tuple[Sch
 
 def _make(modules: list[Any], sizes: Sizes) -> tuple[Scheme, list[Any], list[Any]]:
     entries = [Entry(m, name, name + NODES, rule) for m in modules for name, rule in m._rules.items()]
-    weights = [n for n, entry in enumerate(entries) if entry.name not in STATISTICS]
-    statistics = [n for n, entry in enumerate(entries) if entry.name in STATISTICS]
+    weights = [n for n, entry in enumerate(entries) if not entry.is_statistic]
+    statistics = [n for n, entry in enumerate(entries) if entry.is_statistic]
     compiling = torch.compiler.is_compiling()
     axes = [] if compiling else list({axis: None for entry in entries for axis in entry.rule.axes.values()})
     fixed, tables = [axis.delta is None for axis in axes], [axis._tables for axis in axes]
     nodes, calibrations = _nodes(entries), _calibrations(entries, statistics, sizes)
     kinds = () if compiling else _kinds(nodes)
-    alone: list[int] = []
+    alone = [n for n in weights if entries[n].rule.geometric]  # of a norm that is not torch.nn's
+    joining = [n for n in weights if n not in alone]
     groups = []
-    for (_, _, dtype), members in _alike(entries, nodes, weights, alone).items():
+    for (_, _, dtype), members in _alike(entries, nodes, joining, alone).items():
         for bucket in _buckets(members, nodes):
             groups.append(_group(entries, nodes, bucket, dtype, sizes))
     lone: list[int] = []
@@ -282,6 +288,6 @@ def _group(
         for place, one in zip(places, at):
             place.append(one)
     means = sum(not entries[n].rule.geometric for n in members)
-    passes = entries[members[0]].name not in STATISTICS  # which norms write to
+    passes = not entries[members[0]].is_statistic  # which norms write to
     empty = Plan((), (), (), (), ())
     return Group(members, places, dtype, sides, means, passes, [], empty, []).resized(sizes)
