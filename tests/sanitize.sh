@@ -14,4 +14,4 @@ export INN_KERNELS_FUZZ_CASES=${INN_KERNELS_FUZZ_CASES:-2000}
 library() { "${CC:-gcc}" -print-file-name="$1"; }
 LD_PRELOAD="$(library libasan.so) $(library libubsan.so) $(library libstdc++.so.6)" "$python" -m pytest -q -s \
     -p no:cacheprovider tests/kernels/test_csrc*.py tests/kernels/test_any_taps.py tests/kernels/test_operators.py \
-    tests/kernels/test_golden.py tests/functional/test_interpolate.py tests/functional/test_discretize.py
+    tests/test_replay.py tests/kernels/test_golden.py tests/functional/test_interpolate.py tests/functional/test_discretize.py

@@ -47,6 +47,7 @@ const char* connect(const char* driver, bool posing) {
     return "the CUDA driver lacks a function";
   if (!posing) {
     void* torch = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    if (torch == nullptr) return "PyTorch is built without CUDA";
     if (!find(torch, "aoti_torch_get_current_cuda_stream", &found.stream) ||
         !find(torch, "aoti_torch_create_cuda_guard", &found.make_guard) ||
         !find(torch, "aoti_torch_delete_cuda_guard", &found.delete_guard))

@@ -224,6 +224,12 @@ INN_EXPORT const char* inn_launcher_install(const char* key, const char* driver,
   return nullptr;
 }
 
+// Whether an operator is among those.
+INN_EXPORT int inn_launcher_takes(const char* name) {
+  return std::any_of(std::begin(inn::launcher::kOperators), std::end(inn::launcher::kOperators),
+                     [&](const inn::launcher::Operator& op) { return std::strcmp(op.name, name) == 0; });
+}
+
 INN_EXPORT void inn_launcher_enable(int enable) { inn::launcher::enabled = enable != 0; }
 
 // What the implementation in Python raised, for the error that its caller gets.

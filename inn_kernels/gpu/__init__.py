@@ -125,8 +125,8 @@ def _take(key: str, **how: Any) -> str | None:
     why = replay.install(key, **how)
     if why is None:
         _tell()
-    else:
-        for name in _FILES:
+    for name in _FILES:
+        if why is not None or not replay.takes(name):
             _library.impl(name, _implementation(name), key, allow_override=True)
     return why
 

@@ -56,6 +56,7 @@ def install(key: str = "CUDA", driver: str = "", posing: bool = False) -> str | 
         return "the C++ library is older"
     for name, arguments, result in (
         ("install", [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int], ctypes.c_char_p),
+        ("takes", [ctypes.c_char_p], ctypes.c_int),
         ("enable", [ctypes.c_int], None),
         ("failed", [ctypes.c_char_p], None),
         ("forget", [], None),
@@ -69,6 +70,11 @@ def install(key: str = "CUDA", driver: str = "", posing: bool = False) -> str | 
     if missing is None:
         _native = library
     return None if missing is None else missing.decode()
+
+
+def takes(name: str) -> bool:
+    """Whether C++ knows an operator."""
+    return _native is not None and bool(_native.inn_launcher_takes(name.encode()))
 
 
 def enable(on: bool) -> None:

@@ -12,7 +12,7 @@ import torch
 from noted import BF16, F16, F32, GPU, noted_kernels, taps
 from torch import Tensor
 
-from inn_kernels import ops
+from inn_kernels import gpu, ops
 from inn_kernels.gpu import discretize, launch, replay
 from inn_kernels.taps import Taps
 
@@ -45,6 +45,11 @@ def table_pointers(own: Taps) -> list[int]:
     noted_kernels()
     linear(own)
     return list(GPU.noted(1)[0].values[3:14])
+
+
+def test_every_operator_is_replayed() -> None:
+    assert gpu.replays_missing is None
+    assert all(replay.takes(name) for name in gpu._FILES) and not replay.takes("weight_gradient")
 
 
 def test_taps_changed_in_place_have_a_new_table() -> None:
