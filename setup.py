@@ -2,8 +2,8 @@
 
 Where it is not, the package is installed without them.
 
-The library uses PyTorch's stable ABI only, so one build serves every Python from 3.10 and every torch from 2.10 on. (The
-launcher looks up more by name while it runs, and is off where that is missing.)
+The library uses PyTorch's stable ABI only, so one build serves every Python from 3.10 and every torch from 2.10 on.
+(The launcher looks up more by name while it runs, and is off where that is missing.)
 PyTorch's headers come from the torch that is already installed:
 
     pip install --no-build-isolation -e .
