@@ -1,6 +1,9 @@
-"""Builds inn_kernels/_C.abi3.so, the CPU kernels, where that is possible; installs without them where it is not.
+"""Builds inn_kernels/_C.abi3.so, the CPU kernels and the launcher of GPU calls, where that is possible.
+
+Where it is not, the package is installed without them.
 
 The library uses PyTorch's stable ABI only, so one build serves every Python from 3.10 and every torch from 2.10 on.
+(The launcher looks up more by name while it runs, and is off where that is missing.)
 PyTorch's headers come from the torch that is already installed:
 
     pip install --no-build-isolation -e .

@@ -1,6 +1,8 @@
 // Keys of calls, and what their arguments hold.
 #include "call.h"
 
+#include <cstring>
+
 #include "driver.h"
 
 namespace inn::launcher {
@@ -46,6 +48,7 @@ Call::Call(const Operator& op, StableIValue* stack) : op_(op), stack_(stack) {
       default: add_tensor(as_tensor(value), kind);
     }
   }
+  if (std::strchr(op.kinds, 'S') != nullptr) add_shared();
   if (!known_ || !op.constant || device < 0) return;
   stream = current_stream(device);
   key.push_back(int64_t(reinterpret_cast<uintptr_t>(stream)));
@@ -95,6 +98,20 @@ void Call::add_tensor(AtenTensorHandle handle, char kind) {
   identities.push_back(int64_t(*reinterpret_cast<const uintptr_t*>(handle)));
   identities.push_back(version);
   key.insert(key.end(), identities.end() - 2, identities.end());
+}
+
+// Of many tensors: which of them is the first at its address.
+void Call::add_shared() {
+  int bits = 4;
+  while ((size_t(1) << bits) < 2 * tensors.size()) ++bits;
+  std::vector<int32_t> slots(size_t(1) << bits, -1);
+  for (size_t n = 0; n < tensors.size(); ++n) {
+    const uint64_t address = tensors[n].address;
+    size_t at = size_t((address * 0x9E3779B97F4A7C15u) >> (64 - bits));
+    while (slots[at] >= 0 && tensors[slots[at]].address != address) at = (at + 1) & (slots.size() - 1);
+    if (slots[at] < 0) slots[at] = int32_t(n);
+    key.push_back(slots[at]);
+  }
 }
 
 void Call::clear() {

@@ -52,6 +52,7 @@ class Call {
 
  private:
   void add_tensor(AtenTensorHandle handle, char kind);
+  void add_shared();
 
   const Operator& op_;
   StableIValue* stack_;

@@ -6,6 +6,7 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <exception>
 #include <string>
 
 namespace inn::launcher {

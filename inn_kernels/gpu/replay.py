@@ -115,10 +115,10 @@ def _gone(identity: int) -> None:
 def _store(recorder: Recorder, result: Any) -> str | None:
     """Hand a recording to C++. Returns None, or why the call cannot be replayed."""
     words = recorder.finish(result)
+    for tensor in recorder.taps:  # also of a call that is known to be none for a replay
+        _watch(tensor)
     if words is None:
         return recorder.why
-    for tensor in recorder.taps:
-        _watch(tensor)
     store = torch.ops.inn_kernels_launcher.store.default
     return store(torch.tensor(words, dtype=torch.int64), recorder.constants) or None
 

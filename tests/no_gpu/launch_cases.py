@@ -109,6 +109,25 @@ def test_foreach() -> None:
     compare_tables(ops.discretize_foreach, mixed, starts, weights, out, in_, F32)
 
 
+def test_foreach_of_one_tensor_twice() -> None:
+    """Layers that were one tensor when they were recorded, and are two now, are layers of another kind."""
+    kept, own, other = taps(5, 8), torch.randn(8), torch.randn(8)
+    rest = [kept[0]], [kept[1]], [0, 0], [-1, -1], F32
+
+    def nodes_read(*nodes: Tensor) -> list[int]:
+        ops.discretize_foreach(list(nodes), *rest)
+        noted_kernels()
+        table = (ctypes.c_int64 * 32).from_address(GPU.noted(1)[0].values[0])
+        return [table[0], table[16]]
+
+    for _ in range(4):
+        ops.discretize_foreach([own, own], *rest)
+    assert nodes_read(own, own) == [own.data_ptr()] * 2
+    for _ in range(4):
+        assert nodes_read(own, other) == [own.data_ptr(), other.data_ptr()]
+    assert nodes_read(own, own) == [own.data_ptr()] * 2
+
+
 def compare_tables(operator: Callable, layers: list[Tensor], *arguments: Any) -> None:
     """`compare`, with what the tables hold; then of layers elsewhere, whose tables C++ writes."""
 
