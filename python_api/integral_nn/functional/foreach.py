@@ -96,12 +96,13 @@ def _adjoint(plan: Plan, dtype: torch.dtype, *grads: Tensor) -> Sequence[Tensor]
 def _where_wanted(function: type[Function], run: Any, ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """`function` of the gradients that came, for the inputs that want theirs."""
     need = ctx.needs_input_grad[2:]
+    apply = function.apply if torch.is_grad_enabled() else run
     members = [n for n, grad in enumerate(grads) if grad is not None and need[n]]
+    if len(members) == len(grads):
+        return list(apply(ctx.plan, ctx.dtype, *grads))
     found: list[Tensor | None] = [None] * len(grads)
     if members:
-        plan = ctx.plan if len(members) == len(grads) else ctx.plan.of(members)
-        apply = function.apply if torch.is_grad_enabled() else run
-        made = apply(plan, ctx.dtype, *(grads[n] for n in members))
+        made = apply(ctx.plan.of(members), ctx.dtype, *(grads[n] for n in members))
         for n, value in zip(members, made):
             found[n] = value
     return found
