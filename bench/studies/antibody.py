@@ -1,6 +1,6 @@
 """Narrow the feed-forward layers of a pre-trained transformer to 75%, tuned without labels.
 
-The transformer is a masked language model of the heavy chains of human antibodies (RoBERTa of 4 layers and width 128, by
+The transformer is a masked language model of the heavy chains of human antibodies (RoBERTa of 4 layers and width 128,
 Prihoda et al., 2022), whose weights come in a wheel of 7 MB. It is rebuilt in plain PyTorch and converted, and its
 feed-forward layers are resized. Labels are not used: the sequences are made up, and the full network's outputs are what
 the narrow one is tuned to, in two ways:
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -28,12 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import integral_nn as inn
+from bench.zoo import page
 from bench.zoo.packages import FOLDER
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 START, PAD, END, FIRST, MASK = 0, 1, 2, 4, 24
 LAYERS, WIDTH, HEADS, INSIDE, WORDS, PLACES = 4, 128, 8, 256, 25, 146
-# Variable parts of human heavy chains as their genes have them; the end of the chain, by another gene, is the same in all.
+# Variable parts of human heavy chains as their genes, IGHV.., have them.
 GENES = {
     "1-2": "QVQLVQSGAEVKKPGASVKVSCKASGYTFTGYYMHWVRQAPGQGLEWMGWINPNSGGTNYAQKFQGRVTMTRDTSISTAYMELSRLRSDDTAVYYCAR",
     "1-18": "QVQLVQSGAEVKKPGASVKVSCKASGYTFTSYGISWVRQAPGQGLEWMGWISAYNGNTNYAQKLQGRVTMTTDTSTSTAYMELRSLRSDDTAVYYCAR",
