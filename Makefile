@@ -60,6 +60,22 @@ report: $(VENV)/installed  ## docs/bench.md, its figures, README's picture, numb
 scaling: $(VENV)/installed  ## two and four processes, some five minutes: bench/results/scaling.json, docs/scaling.md
 	$(RUN) -m bench.scaling
 
+# Published architectures come from packages that would bring a PyTorch of their own, so they are kept apart, each without
+# what it asks for; those that cannot be had are left out, as is the transformer whose weights the last one holds.
+ZOO ?= torchvision==0.28.0 timm==1.0.31 transformers==5.24.0 sapiens==1.0.5
+ZOO_NEEDS ?= huggingface_hub safetensors tokenizers regex pyyaml httpx2 httpcore2 truststore h11 anyio idna typer shellingham
+.PHONY: zoo
+zoo: build/zoo/installed  ## architectures converted one by one, 15 minutes: bench/results/zoo.csv, docs/zoo.md
+	$(RUN) -m bench.zoo --jobs 2
+	-$(RUN) -m bench.studies.antibody
+
+build/zoo/installed: $(VENV)/installed
+	@mkdir -p build/zoo
+	@for package in $(ZOO) $(ZOO_NEEDS); do \
+	  $(PIP) --no-deps --upgrade --target build/zoo $$package || echo "Without $$package"; \
+	done
+	@touch $@
+
 # Every finished training is kept in runs/: a second call goes on from there. The pictures of clothes are Debian's package
 # dataset-fashion-mnist. One thread each: make -j2 paper for two cores.
 STUDIES := study-digits study-vgg study-nin study-resnet study-srcnn study-edsr study-crepe study-figures

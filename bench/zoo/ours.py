@@ -9,7 +9,19 @@ import sys
 from bench.harness import ROOT
 from bench.zoo.measure import Architecture
 
-ROOMS = ("convnets", "fields", "images", "attention", "sequences", "recurrent", "signals", "weights", "calls", "heads")
+ROOMS = (
+    "convnets",
+    "fields",
+    "images",
+    "attention",
+    "mixers",
+    "sequences",
+    "recurrent",
+    "signals",
+    "weights",
+    "calls",
+    "heads",
+)
 
 
 def ours() -> dict[str, Architecture]:

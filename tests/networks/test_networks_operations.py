@@ -1,5 +1,7 @@
 """One operation between two convolutions: continuous where it may be, discrete where it must be."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,13 @@ class Between(nn.Module):
         return self.last(self.operation(self.first(x)))
 
 
+@functools.lru_cache
+def columns(shape):
+    return torch.arange(shape[-1])
+
+
 CONTINUOUS = {
+    "a cache by shapes": lambda x: x + columns(x.shape).to(x),
     "pad": lambda x: F.pad(x, (1, 1, 1, 1)),
     "reflect": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
     "upsample": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),

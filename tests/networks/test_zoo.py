@@ -7,12 +7,13 @@ from torch import nn
 import zoo.attention
 import zoo.convnets
 import zoo.fields
+import zoo.mixers
 import zoo.signals
 from bench.zoo import page
 from bench.zoo.measure import Architecture, Row, measure
 from bench.zoo.ours import ours
 
-ROOMS = (zoo.convnets, zoo.fields, zoo.attention, zoo.signals)
+ROOMS = (zoo.convnets, zoo.fields, zoo.attention, zoo.mixers, zoo.signals)
 FAMILIES = {name: family for room in ROOMS for name, family in room.FAMILIES.items()}
 
 
