@@ -63,7 +63,7 @@ def test_a_call_is_known_by_what_decides_it():
         ({"in_partition": 7.0}, TypeError, "in_partition must be"),
         ({"out_partition": True}, TypeError, "out_partition must be"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_wrong_is_refused_after_a_call_that_was_right(change, error, said):
     x, nodes, bias = arguments()
