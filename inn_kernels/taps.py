@@ -181,11 +181,12 @@ def taps_ahead(settings: Iterable[tuple[int, int, Basis, str, bool, float, torch
         if not uniform_taps.copies(device):
             continue
         key = (points, nodes, basis, quadrature, weighted, scale if weighted else None, dtype, device)
-        if key in _of_ints or not uniform_taps.serves(quadrature, weighted, dtype, device):
+        if key in _of_ints or not uniform_taps.has(quadrature, weighted, dtype):
             continue
         axes = missing.setdefault(device, {})
         if key not in axes:
             axes[key] = _wanted(points, nodes, basis, quadrature, weighted, scale, dtype)
+    missing = {device: axes for device, axes in missing.items() if uniform_taps.at_hand(device)}
     if not missing:
         return
     with torch.inference_mode(False), torch.no_grad(), torch._C._DisableFuncTorch():

@@ -48,10 +48,19 @@ class Wanted(NamedTuple):
 
 def serves(quadrature: Quadrature, weighted: bool, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the library makes such taps: of a rule in closed form, where nothing traces, fakes or captures."""
+    return has(quadrature, weighted, dtype) and at_hand(device)
+
+
+def has(quadrature: Quadrature, weighted: bool, dtype: torch.dtype) -> bool:
+    """Whether the library can make such taps."""
+    known = quadrature in CLOSED_FORM if isinstance(quadrature, str) else not weighted
+    return known and dtype in (torch.float32, torch.float64)
+
+
+def at_hand(device: torch.device) -> bool:
+    """Whether it may make taps for a device now."""
     return (
         AVAILABLE
-        and (quadrature in CLOSED_FORM if isinstance(quadrature, str) else not weighted)
-        and dtype in (torch.float32, torch.float64)
         and (device.type == "cpu" or (device.type == "cuda" and not torch.cuda.is_current_stream_capturing()))
         and not transforms.tracing()
         and not transforms.faking()

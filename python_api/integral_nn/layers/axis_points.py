@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -152,8 +153,7 @@ class Points(nn.Module):
             if start is None:
                 start = table.start.detach()
                 mark_dynamic(start)
-            mark_dynamic(weight)
-            torch._dynamo.maybe_mark_dynamic(weight, 1)  # taps of a cell
+            mark_dynamic(weight, (0, 1))  # points, and taps of a cell
             self._traced[" ".join(map(str, key))] = Taps(start, weight, table.nodes)
 
     def _fixed_taps(
@@ -202,7 +202,17 @@ class Points(nn.Module):
         checks.check_count(size, name, 2 if self.delta is not None else rules.minimum_points(self.quadrature))
 
 
-def mark_dynamic(*tensors: Tensor) -> None:
-    """Let a compiler take the number of points for a symbol of its own: that two sizes are equal is no rule."""
-    for tensor in tensors:
-        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+def mark_dynamic(tensor: Tensor, dims: tuple[int, ...] = (0,)) -> None:
+    """Let a compiler take a new tensor's sizes for symbols of their own: that two sizes are equal is no rule.
+
+    What `maybe_mark_dynamic` leaves on a tensor is copied from one that it marked: every resize marks dozens.
+    """
+    for name, value in _marks(dims):
+        tensor.__dict__[name] = set(value) if isinstance(value, set) else value
+
+
+@functools.cache
+def _marks(dims: tuple[int, ...]) -> list[tuple[str, Any]]:
+    tensor = torch.empty([0] * (max(dims) + 1))
+    torch._dynamo.maybe_mark_dynamic(tensor, dims)
+    return list(tensor.__dict__.items())
