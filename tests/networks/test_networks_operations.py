@@ -130,3 +130,16 @@ def test_few_channels_pass_no_proof_by_chance(seed):
     net = nn.Sequential(nn.Conv1d(3, 4, 1), nn.Conv1d(4, 4, 1, groups=2), nn.ReLU(), nn.Conv1d(4, 2, 1))
     found = inn.find_axes(net, torch.ones(2, 3, 5), seed=seed)
     assert {name: spec.nodes for name, spec in found.specs.items()} == {"0": 2, "1": 2}
+
+
+class NormAndRectifier(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def test_a_norm_that_does_more_than_normalise_is_not_folded():
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), NormAndRectifier(8), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)
+    )
+    model = inn.convert(net.eval(), X, permute=False)
+    assert model.report.folded == ["3"] and set(model.axes) == {"0", "2"}

@@ -29,7 +29,8 @@ _LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
 def fold_norms(net: nn.Module, inputs: Inputs) -> list[str]:
     """Fold batch norms of `net` into the layers before them, in place. Returns the names of those folded.
 
-    A norm stays that reads anything but one linear layer, whose layer feeds anything else, or that has no statistics.
+    A norm stays that reads anything but one linear layer, whose layer feeds anything else, that has no statistics, or
+    that does more than normalise (a class with an activation in it).
     """
     pairs = _pairs(net, inputs)
     if not pairs:
@@ -67,7 +68,7 @@ def _pairs(net: nn.Module, inputs: Inputs) -> list[tuple[str, str]]:
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple, out: Any) -> None:
             calls[name] += 1
-            if isinstance(module, _NORMS) and args and module.track_running_stats:
+            if isinstance(module, _NORMS) and args and module.track_running_stats and _is_plain(module):
                 pairs.extend((layer, name) for layer, tensor in made if tensor is args[0])
             elif isinstance(module, _LINEAR) and isinstance(out, Tensor):
                 made.append((name, out))
@@ -84,6 +85,10 @@ def _pairs(net: nn.Module, inputs: Inputs) -> list[tuple[str, str]]:
         for handle in handles:
             handle.remove()
     return [(layer, norm) for layer, norm in pairs if calls[layer] == calls[norm] == 1]
+
+
+def _is_plain(norm: nn.Module) -> bool:
+    return type(norm).forward is nn.modules.batchnorm._BatchNorm.forward
 
 
 def _fold(net: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
