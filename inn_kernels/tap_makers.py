@@ -3,7 +3,7 @@ what the compiled library makes of ints."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Union
+from typing import Any, NamedTuple, Union
 
 import torch
 from torch import Tensor
@@ -43,9 +43,12 @@ class Taps(NamedTuple):
 
 
 class IdentityTaps(Taps):
-    """As many points as nodes, each of weight 1 on its own: nodes pass through."""
+    """As many points as nodes, each of weight 1 on its own: nodes pass through. What is made of them is Taps again."""
 
     __slots__ = ()
+
+    def _replace(self, **changes: Any) -> Taps:  # type: ignore[override]
+        return Taps(*self)._replace(**changes)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -108,6 +108,7 @@ def test_conservative_cells_at_full_size_are_the_identity(nodes, dtype):
     for start, weight, _ in (taps, integrated):
         node = start[:, None] + torch.arange(weight.shape[1])
         assert torch.equal(weight, (node == torch.arange(nodes)[:, None]).to(wide))
+    assert not taps._replace(weight=2 * taps.weight).identity
     halved = taps_for(
         nodes, nodes, Basis(kernel="conservative"), quadrature="cells", weighted=True, scale=nodes / 2, dtype=wide
     )

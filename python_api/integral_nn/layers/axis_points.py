@@ -95,11 +95,11 @@ class Points(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
         size: int | None = None,
-        made: dict[tuple, Any] | None = None,
+        _made: dict[tuple, Any] | None = None,
     ) -> Taps:
         """The axis's taps on `device`; `weighted` folds quadrature and scale in (the axis is integrated over).
 
-        At the current size, or at another one. Where a call keeps what was `made`, weighted taps of trainable points
+        At the current size, or at another one. Where a call keeps what was `_made`, weighted taps of trainable points
         are made of the same as others.
         """
         key, tables = (weighted, scale, dtype, device), self._tables
@@ -118,10 +118,10 @@ class Points(nn.Module):
                 if tables is self._tables:  # no other thread has resized
                     self._keep_traced(key, table)
             return table
-        known = None if made is None else made.get((self, size, device))
+        known = None if _made is None else _made.get((self, size, device))
         points, plain = known or self._trained_taps(size, device)
-        if made is not None:
-            made[self, size, device] = points, plain
+        if _made is not None:
+            _made[self, size, device] = points, plain
         return plain.times(rules.weights(self.quadrature, points) * scale if weighted else None, dtype)
 
     def _trained_taps(self, size: int | None, device: torch.device | None) -> tuple[Tensor, Taps]:

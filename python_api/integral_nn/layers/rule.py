@@ -80,7 +80,9 @@ class Rule:
             return axis.taps(weighted=tie.integrated, scale=scale, dtype=wide, device=device, size=size)
         key = (axis, tie.integrated, scale, wide, device)
         if key not in made:
-            made[key] = axis.taps(weighted=tie.integrated, scale=scale, dtype=wide, device=device, size=size, made=made)
+            made[key] = axis.taps(
+                weighted=tie.integrated, scale=scale, dtype=wide, device=device, size=size, _made=made
+            )
         return made[key]
 
     def value(self, nodes: Tensor, dtype: torch.dtype, sizes: Sizes = None, made: Made = None) -> Tensor:
