@@ -34,15 +34,22 @@ def cell(scores: list[float] | None) -> str:
 
 
 def by_width(record: dict[str, Any]) -> str:
-    """Accuracy by width, a line a row; networks of one width share a line."""
+    """Accuracy by width and the largest learning rate, a line a row; networks of one width share a line."""
     rows: dict[str, dict[str, list[float]]] = {}
+    rates: dict[str, dict[str, None]] = {}
     for row, found in record["rows"].items():
         title = "a network for each width, trained alone" if row.startswith(ALONE) else TITLES[row]
         rows.setdefault(title, {}).update(found["test"])
+        if "lr" in found:
+            rates.setdefault(title, {})[f"{found['lr']:g}"] = None
     shares = list(dict.fromkeys(width for row in rows.values() for width in row))
     shares.sort(key=float, reverse=record["name"].startswith("converted"))
     lines = [[title, *(cell(row.get(width)) for width in shares)] for title, row in rows.items()]
-    return table([f"{record['metric']} at width", *(f"{float(width):g}%" for width in shares)], lines)
+    head = [f"{record['metric']} at width", *(f"{float(width):g}%" for width in shares)]
+    if rates:
+        lines = [[*line, ", ".join(rates[line[0]])] for line in lines]
+        head.append("rate")
+    return table(head, lines)
 
 
 def sections() -> dict[str, str]:
