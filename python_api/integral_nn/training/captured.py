@@ -32,6 +32,8 @@ class _Graph(NamedTuple):
 class CapturedSteps:
     """Forward and backward passes of a model at a few sizes, each captured once as a CUDA graph and then replayed.
 
+    A training at random sizes::
+
         sizes = [0.5, 0.625, 0.75, 1.0]
         step = inn.CapturedSteps(model, lambda x, y: F.cross_entropy(model(x), y), (x, y), sizes)
         for n, (x, y) in enumerate(batches):
